@@ -1,0 +1,1 @@
+"""Language-model experiments with fira_jax: models, data, training and evaluation."""
