@@ -1,0 +1,20 @@
+"""Full-rank training of large models on low-rank optimizer memory, as Optax transformations."""
+
+from fira_jax import basis as basis
+from fira_jax.limiter import NormGrowthLimitState as NormGrowthLimitState
+from fira_jax.limiter import norm_growth_limit as norm_growth_limit
+from fira_jax.low_rank import LowRank as LowRank
+from fira_jax.low_rank import match_paths as match_paths
+from fira_jax.methods.fira import fira as fira
+from fira_jax.methods.galore import galore as galore
+from fira_jax.moments import AdamInSubspaceState as AdamInSubspaceState
+from fira_jax.moments import in_subspace as in_subspace
+from fira_jax.moments import scale_by_adam_in_subspace as scale_by_adam_in_subspace
+from fira_jax.project import LowRankProjectState as LowRankProjectState
+from fira_jax.project import low_rank_project as low_rank_project
+from fira_jax.project import project_back as project_back
+from fira_jax.residual import fira_residual_scale as fira_residual_scale
+from fira_jax.subspace import MatrixView as MatrixView
+from fira_jax.subspace import Subspace as Subspace
+
+__version__ = "0.1.0"

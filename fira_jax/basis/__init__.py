@@ -1,0 +1,28 @@
+"""How a subspace is found: one file for each kind of basis, all behind :class:`Basis`."""
+
+from fira_jax.basis.dct import Dct as Dct
+from fira_jax.basis.protocol import Basis as Basis
+from fira_jax.basis.random import Random as Random
+from fira_jax.basis.randomized import Randomized as Randomized
+from fira_jax.basis.svd import Svd as Svd
+
+_NAMED = {"svd": Svd, "randomized": Randomized, "random": Random, "dct": Dct}
+
+
+def resolve(basis: str | Basis) -> Basis:
+    """The basis with this name, or the object itself.
+
+    Args:
+      basis: ``"svd"``, ``"randomized"``, ``"random"``, ``"dct"`` or a :class:`Basis`.
+
+    Raises:
+      ValueError: unknown name.
+      TypeError: an object that lacks the protocol's methods.
+    """
+    if isinstance(basis, str):
+        if basis not in _NAMED:
+            raise ValueError(f"basis must be one of {', '.join(map(repr, _NAMED))}, got {basis!r}")
+        return _NAMED[basis]()
+    if isinstance(basis, type) or not isinstance(basis, Basis):
+        raise TypeError(f"basis must be a name or a fira_jax.basis.Basis object, got {basis!r}")
+    return basis

@@ -1,0 +1,77 @@
+"""The narrow interface behind which every kind of basis stands."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+
+@runtime_checkable
+class Basis(Protocol):
+    """How the subspace of one matrix is found, stored and turned into vectors.
+
+    All methods see a single matrix in canonical orientation, ``a`` being the compressed axis;
+    batching, the schedule of refreshes and the guard against unusable gradients are done around
+    them.
+
+    Attributes:
+      orthonormal: whether :meth:`vectors` has orthonormal columns.
+    """
+
+    orthonormal: bool
+
+    def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array | None:
+        """What is stored before the first refresh, or None if nothing ever is."""
+
+    def find(self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array) -> jax.Array:
+        """A new stored value from a gradient.
+
+        Args:
+          grad: ``[a, b]``, float32 or wider; finite, its largest magnitude scaled to 1.
+          stored: the value it replaces.
+          rank: dimension of the subspace.
+          key: the same for all matrices of a step, so that stacking changes nothing.
+
+        Returns:
+          An array of the shape and dtype of ``stored``.
+        """
+
+    def vectors(
+        self,
+        stored: jax.Array | None,
+        a: int,
+        rank: int,
+        dtype: jax.typing.DTypeLike,
+        key: jax.Array,
+    ) -> jax.Array:
+        """The basis ``[..., a, rank]`` that ``stored`` (``[..., *shape of init]``) stands for."""
+
+
+def canonical_signs(vectors: jax.Array) -> jax.Array:
+    r"""Gives each column the sign that makes its entry of largest magnitude positive.
+
+    A singular vector's sign is arbitrary and differs between linear-algebra libraries; past the
+    first refresh so would the whole trajectory.
+
+    Args:
+      vectors: ``[..., a, r]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> canonical_signs(jnp.array([[1.0, 0.6], [-2.0, 0.8]])).tolist()
+      [[-1.0, 0.6000000238418579], [2.0, 0.800000011920929]]
+    """
+    largest = jnp.argmax(jnp.abs(vectors), axis=-2, keepdims=True)  # the first one on ties
+    pivot = jnp.take_along_axis(vectors, largest, axis=-2)
+    return jnp.where(pivot < 0, -vectors, vectors)
+
+
+def coordinate_vectors(a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The first ``rank`` coordinate directions, ``[a, rank]``.
+
+    A basis to start from: valid before any usable gradient was seen, and what an SVD makes of a
+    zero gradient in LAPACK.
+    """
+    return jnp.eye(a, rank, dtype=dtype)

@@ -1,0 +1,50 @@
+"""Random vectors that are never stored."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Random:
+    r"""A Gaussian matrix with entries of variance :math:`1/r`, so that :math:`E[P P^\top] = I`.
+
+    Regenerated from the seed at every step, replaced every ``update_proj_gap`` steps; the state
+    holds nothing. Its columns are not orthonormal.
+
+    References:
+      Zhu et al., `APOLLO: SGD-like Memory, AdamW-level Performance
+      <https://arxiv.org/abs/2412.05270>`_, 2024.
+
+    Example:
+      >>> import fira_jax
+      >>> fira_jax.LowRank(rank=4, basis="random").basis.orthonormal
+      False
+    """
+
+    orthonormal = False
+
+    def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> None:  # noqa: ARG002, D102
+        return None
+
+    def find(  # noqa: D102
+        self,
+        grad: jax.Array,  # noqa: ARG002
+        stored: jax.Array,
+        rank: int,  # noqa: ARG002
+        key: jax.Array,  # noqa: ARG002
+    ) -> jax.Array:
+        return stored
+
+    def vectors(  # noqa: D102
+        self,
+        stored: jax.Array | None,  # noqa: ARG002
+        a: int,
+        rank: int,
+        dtype: jax.typing.DTypeLike,
+        key: jax.Array,
+    ) -> jax.Array:
+        return (jax.random.normal(key, (a, rank)) / jnp.sqrt(rank)).astype(dtype)

@@ -1,0 +1,98 @@
+"""Keeps the residual from growing suddenly."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fira_jax.low_rank import LowRank
+from fira_jax.residual import residual_norm
+from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, unbox
+
+
+class NormGrowthLimitState(NamedTuple):
+    """State of :func:`norm_growth_limit`.
+
+    Attributes:
+      previous: norm of each matrix's last residual that was not zero, after limiting, float32
+        ``[*batch]``; 0 before the first; ``optax.MaskedNode`` for parameters not projected.
+    """
+
+    previous: Any
+
+
+def norm_growth_limit(
+    low_rank: LowRank, gamma: jax.typing.ArrayLike = 1.01, *, eps: jax.typing.ArrayLike = 1e-8
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lets the norm of a matrix's residual grow by no more than a factor :math:`\gamma` a step.
+
+    .. math::
+
+        \ell = \max\left( \frac{\lVert S_t \rVert}{\lVert S_{t-1} \rVert + \epsilon},
+        \gamma \right) / \gamma, \qquad S_t \leftarrow S_t / \ell, \qquad
+        S = s \circ (G - \kappa P R)
+
+    The norm comes from arrays that exist already (:math:`S` is never formed), in float32 whatever
+    the gradient's dtype: in bfloat16 1.01 is 1.0078. Nodes without a residual pass unchanged.
+
+    Args:
+      low_rank: what "low rank" means for this model.
+      gamma: :math:`\gamma`, at least 1.
+      eps: :math:`\epsilon`.
+
+    Raises:
+      ValueError: ``gamma`` is a number below 1.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> limit = fira_jax.norm_growth_limit(fira_jax.LowRank(rank=2), gamma=1.01)
+      >>> float(limit.init({"w": jnp.ones((8, 16))}).previous["w"])
+      0.0
+
+    References:
+      Chen et al., `Fira <https://arxiv.org/abs/2410.01623>`_, 2024, section 4.3. Unlike the
+      released code a previous norm of 0 counts as none: there, a first gradient of zero holds the
+      residual near zero for more than a thousand steps. Likewise a step without a residual (a zero
+    gradient, or one that is not finite) leaves the previous norm as it is.
+    """
+    if not isinstance(gamma, jax.Array) and not gamma >= 1:
+        raise ValueError(f"gamma must be at least 1, got {gamma}")
+
+    def init(params: Params) -> NormGrowthLimitState:
+        plan = iter(low_rank.leaves(params))
+
+        def unset(_: Any) -> Any:
+            leaf = next(plan)
+            if leaf is None or leaf.view is None:
+                return optax.MaskedNode()
+            return jnp.zeros(leaf.view.batch_shape, jnp.float32)
+
+        return NormGrowthLimitState(jax.tree.map(unset, unbox(params), is_leaf=is_leaf))
+
+    def update(
+        updates: optax.Updates,
+        state: NormGrowthLimitState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, NormGrowthLimitState]:
+        del params, extra_args
+
+        def limit(node: Any, previous: Any) -> tuple[Any, Any]:
+            if not isinstance(node, Subspace) or node.residual_scale is None:
+                return node, previous
+            norm = residual_norm(node)
+            growth = jnp.maximum(norm / (previous + eps), gamma) / gamma
+            growth = jnp.where(previous > 0, growth, 1)
+            # A step without a residual says nothing about its size, an overflow nothing usable.
+            known = jnp.isfinite(norm) & (norm > 0)
+            limited = jnp.where(known, norm / growth, previous).astype(previous.dtype)
+            scale = jnp.where(known, 1 / growth, 0)[..., None, None] * node.residual_scale
+            return node.replace(residual_scale=scale.astype(node.raw.dtype)), limited
+
+        updates, previous = map_leaves(limit, updates, state.previous)
+        return updates, NormGrowthLimitState(previous)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,320 @@
+"""What "low rank" means for a model: which weights, which axes, which rank, which basis."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from fira_jax import basis as bases
+from fira_jax import refresh as refreshes
+from fira_jax.subspace import MatrixView, Params, path_name, unbox
+
+
+class Leaf(NamedTuple):
+    """What will happen to one parameter.
+
+    Attributes:
+      path: where it stands in the tree, such as ``layers/attn/q``.
+      shape: its shape.
+      dtype: its dtype.
+      view: how it is read as matrices, or None if it is not projected.
+      rank: the rank it gets (clipped to the shorter side), 0 if it is not projected.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    view: MatrixView | None
+    rank: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    r"""What "low rank" means for this model.
+
+    ``optax.chain`` hands every member's ``init`` the full-size parameters, so a transformation
+    that keeps state in the subspace has to know the subspace's shape by itself. This is that
+    knowledge; give the same object to all of them.
+
+    Args:
+      rank: dimension of the subspace; clipped to the shorter side of each matrix. Static.
+      update_proj_gap: steps between two refreshes of the basis. Static.
+      scale: :math:`\alpha`, weight of the subspace part of the update; may be traced.
+      basis: ``"randomized"`` (range finder, the default), ``"svd"`` (exact), ``"random"``
+        (regenerated from the seed, never stored), ``"dct"`` (cosine vectors, only their indices
+        are stored), or any :class:`fira_jax.basis.Basis`.
+      side: which side of a matrix is compressed. ``"short"`` is the papers' choice (state
+        :math:`ar + 2br` for sides :math:`a \le b`), ``"long"`` is ``optax.contrib.galore``'s and
+        the cheaper state (:math:`br + 2ar`). Square matrices compress the input axis.
+      weight_dimension_numbers: which axes form the matrix: None (every 2-D parameter), one
+        ``optax.contrib.MuonDimensionNumbers`` (or ``GaLoreDimensionNumbers``) for every parameter
+        that has the axes, a pytree of them (prefixes count) with None for "leave alone", or a
+        callable from parameters to such a pytree, such as :func:`fira_jax.match_paths`. Axes in
+        neither entry are batch axes: stacked layers and experts are handled one by one.
+      seed: seeds whatever is random in the basis; no key is kept in the state.
+      moments: what happens to the moments at a refresh: ``"keep"`` (released code) or ``"carry"``
+        (re-expressed in the new basis).
+      refresh: when bases are replaced: ``"fixed"`` (all every ``update_proj_gap`` steps),
+        ``"staggered"`` (the same number of refreshes spread evenly over the gap), or a callable
+        ``(count, index, total, gap) -> bool`` over arrays.
+      basis_dtype: dtype of the stored basis; None for the parameter's.
+
+    Raises:
+      TypeError: ``rank`` or ``update_proj_gap`` is not a static integer.
+      ValueError: an argument is out of its range.
+
+    Example:
+      >>> import fira_jax
+      >>> fira_jax.LowRank(rank=128, update_proj_gap=200, scale=0.25).side
+      'short'
+      >>> fira_jax.LowRank(rank=0)
+      Traceback (most recent call last):
+        ...
+      ValueError: rank must be at least 1, got 0
+    """
+
+    rank: int = 128
+    update_proj_gap: int = 200
+    scale: jax.typing.ArrayLike = 0.25
+    _: dataclasses.KW_ONLY
+    basis: str | bases.Basis = "randomized"
+    side: Literal["short", "long"] = "short"
+    weight_dimension_numbers: Any = None
+    seed: jax.typing.ArrayLike = 0
+    moments: Literal["keep", "carry"] = "keep"
+    refresh: str | refreshes.Rule = "fixed"
+    basis_dtype: jax.typing.DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every argument and resolves names."""
+        for name in ("rank", "update_proj_gap"):
+            value = getattr(self, name)
+            if isinstance(value, jax.Array):
+                raise TypeError(
+                    f"{name} must be a static int, got a JAX array: with optax.inject_hyperparams "
+                    "pass static_args=('rank', 'update_proj_gap')"
+                )
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        _require_choice("side", self.side, ("short", "long"))
+        _require_choice("moments", self.moments, ("keep", "carry"))
+        object.__setattr__(self, "basis", bases.resolve(self.basis))
+        object.__setattr__(self, "refresh", refreshes.resolve(self.refresh))
+        if self.basis_dtype is not None:
+            require_float_dtype("basis_dtype", self.basis_dtype)
+
+    def leaves(self, params: Params) -> list[Leaf | None]:
+        """Decides for each leaf of ``params`` what will happen to it; None at masked places.
+
+        Raises:
+          ValueError: dimension numbers do not fit a parameter, or a parameter is neither real nor
+            floating point.
+        """
+        params = unbox(params)
+        with_paths = jax.tree_util.tree_flatten_with_path(
+            params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+        )[0]
+        specs = self._specs(params, [path for path, _ in with_paths])
+        plan = [
+            self._leaf(path, x, spec) for (path, x), spec in zip(with_paths, specs, strict=True)
+        ]
+        recorder = _recorder.get()
+        if recorder is not None:
+            recorder.extend(leaf for leaf in plan if leaf)
+        return plan
+
+    def _leaf(self, path: Any, x: Any, spec: Any) -> Leaf | None:
+        if isinstance(x, optax.MaskedNode):
+            return None
+        name = path_name(path)
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise ValueError(f"parameter '{name}' is not an array: {x!r}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"parameter '{name}' with shape {x.shape} has dtype {x.dtype}, expected a real "
+                "floating-point dtype; leave it out with optax.masked or optax.partition"
+            )
+        if spec is None or 0 in x.shape:
+            return Leaf(name, tuple(x.shape), x.dtype, None, 0)
+        view = matrix_view(name, x.shape, spec, self.side)
+        return Leaf(name, tuple(x.shape), x.dtype, view, min(self.rank, *view.matrix_shape))
+
+    def _specs(self, params: Params, paths: list[Any]) -> list[Any]:
+        """One dimension-number spec, or None, for each leaf path of ``params``."""
+        numbers = self.weight_dimension_numbers
+        shapes = [
+            getattr(x, "shape", ())
+            for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+        ]
+        if numbers is None:
+            return [MuonDimensionNumbers() if len(s) == 2 else None for s in shapes]
+        if _is_spec(numbers):
+            needed = max(*(abs(i) + (i >= 0) for i in _axes(numbers)), 2)
+            return [numbers if len(s) >= needed else None for s in shapes]
+        if callable(numbers):
+            numbers = numbers(params)
+        entries = jax.tree_util.tree_flatten_with_path(
+            numbers, is_leaf=lambda x: x is None or _is_spec(x)
+        )[0]
+        table = {path_name(path): spec for path, spec in entries}
+        return [_lookup(table, path) for path in paths]
+
+
+def match_paths(
+    include: str | Sequence[str] = ".*",
+    exclude: str | Sequence[str] = (),
+    *,
+    dimension_numbers: Any = MuonDimensionNumbers(-2, -1),
+) -> Callable[[Params], Params]:
+    """Chooses the weights to project by their paths.
+
+    Args:
+      include: regular expressions; a parameter of two or more dimensions is projected if one of
+        them is found anywhere in its path (``layers/attn/q``). A plain word is a regular
+        expression too.
+      exclude: regular expressions; a parameter with one of them in its path is left alone.
+      dimension_numbers: axes of the chosen parameters. The default reads the last two axes as the
+        matrix and all before them as batch axes, which suits stacked layers.
+
+    Returns:
+      A callable for ``weight_dimension_numbers``. When called it raises ``ValueError`` if it
+      matches no parameter, so that a misspelt pattern cannot go unnoticed.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> params = {"attn": {"q": jnp.zeros((8, 8))}, "embed": jnp.zeros((32, 8))}
+      >>> fira_jax.match_paths(include=("attn", "mlp"))(params)["embed"] is None
+      True
+    """
+    included = [re.compile(p) for p in ([include] if isinstance(include, str) else include)]
+    excluded = [re.compile(p) for p in ([exclude] if isinstance(exclude, str) else exclude)]
+
+    def choose(params: Params) -> Params:
+        params = unbox(params)
+        seen: list[str] = []
+        chosen: list[str] = []
+
+        def spec(path: Any, x: Any) -> Any:
+            name = path_name(path)
+            if isinstance(x, optax.MaskedNode):
+                return None
+            seen.append(name)
+            wanted = any(p.search(name) for p in included)
+            if len(x.shape) < 2 or not wanted or any(p.search(name) for p in excluded):
+                return None
+            chosen.append(name)
+            return dimension_numbers
+
+        tree = jax.tree_util.tree_map_with_path(
+            spec, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+        )
+        if seen and not chosen:
+            raise ValueError(
+                f"match_paths(include={[p.pattern for p in included]}, "
+                f"exclude={[p.pattern for p in excluded]}) matches no parameter of two or more "
+                f"dimensions; the paths are: {', '.join(seen)}"
+            )
+        return tree
+
+    return choose
+
+
+def matrix_view(
+    name: str, shape: Sequence[int], spec: Any, side: Literal["short", "long"]
+) -> MatrixView:
+    """Reads ``shape`` as matrices.
+
+    Raises:
+      ValueError: naming the parameter, if ``spec`` does not fit its shape.
+    """
+    if not _is_spec(spec):
+        raise ValueError(
+            f"parameter '{name}' with shape {tuple(shape)}: expected dimension numbers "
+            f"(reduction_axis, output_axis) or None, got {spec!r}"
+        )
+    reduction, output = ((x,) if isinstance(x, int) else tuple(x) for x in spec)
+    ndim = len(shape)
+    expected = f"parameter '{name}' with shape {tuple(shape)}: dimension numbers {spec}"
+    if not reduction or not output:
+        raise ValueError(f"{expected} need at least one reduction and one output axis")
+    if any(not -ndim <= i < ndim for i in (*reduction, *output)):
+        raise ValueError(f"{expected} name an axis outside its {ndim} dimensions")
+    reduction, output = (tuple(i % ndim for i in axes) for axes in (reduction, output))
+    if len({*reduction, *output}) != len(reduction) + len(output):
+        raise ValueError(f"{expected} name an axis twice")
+    batch = tuple(i for i in range(ndim) if i not in reduction and i not in output)
+    m, n = (int(np.prod([shape[i] for i in axes])) for axes in (reduction, output))
+    compress_input = m == n or (m < n) == (side == "short")
+    return MatrixView(tuple(shape), batch, reduction, output, compress_input)
+
+
+def warn_if_nothing_is_projected(plan: Sequence[Leaf | None]) -> None:
+    """A tree without matrices is legal (Optax's own tests have it) but seldom what was meant."""
+    leaves = [leaf for leaf in plan if leaf]
+    if leaves and not any(leaf.view for leaf in leaves):
+        warnings.warn(
+            f"none of the {len(leaves)} parameters is a matrix, so nothing is projected and the "
+            "optimizer works at full size (first parameter: "
+            f"'{leaves[0].path}' with shape {leaves[0].shape})",
+            stacklevel=4,
+        )
+
+
+def require_float_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:
+    """Raises ``ValueError`` naming the argument unless ``dtype`` is a floating-point dtype."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point dtype, got {jnp.dtype(dtype)}")
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Leaf]]:
+    """Collects what every ``LowRank`` decides inside the block, through any wrapper around it."""
+    record: list[Leaf] = []
+    token = _recorder.set(record)
+    try:
+        yield record
+    finally:
+        _recorder.reset(token)
+
+
+_recorder: contextvars.ContextVar[list[Leaf] | None] = contextvars.ContextVar(
+    "fira_jax_recorder", default=None
+)
+
+
+def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _is_spec(x: Any) -> bool:
+    # Muon's and GaLore's dimension numbers are two classes with the same two fields.
+    return isinstance(x, tuple) and getattr(x, "_fields", ()) == ("reduction_axis", "output_axis")
+
+
+def _axes(spec: Any) -> tuple[int, ...]:
+    return tuple(i for x in spec for i in ((x,) if isinstance(x, int) else x))
+
+
+def _lookup(table: dict[str, Any], path: Sequence[Any]) -> Any:
+    """The spec at ``path`` or at the nearest place above it."""
+    for end in range(len(path), -1, -1):
+        if path_name(path[:end]) in table:
+            return table[path_name(path[:end])]
+    raise ValueError(
+        f"weight_dimension_numbers has no entry for parameter '{path_name(path)}'; use None for "
+        "parameters to leave alone"
+    )

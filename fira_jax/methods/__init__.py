@@ -1,0 +1,4 @@
+"""The published methods, each a chain of the pieces."""
+
+from fira_jax.methods.fira import fira as fira
+from fira_jax.methods.galore import galore as galore

@@ -1,0 +1,238 @@
+"""The optimizer inside the subspace: Adam as released, or any Optax transformation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fira_jax.low_rank import LowRank, require_float_dtype
+from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, unbox
+
+
+class AdamInSubspaceState(NamedTuple):
+    """State of :func:`scale_by_adam_in_subspace`.
+
+    Attributes:
+      count: steps taken, int32 scalar.
+      mu: first moments, ``[*batch, r, b]`` for projected parameters, else the parameter's shape.
+      nu: second moments, of the same shapes.
+    """
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+def scale_by_adam_in_subspace(
+    low_rank: LowRank,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-6,
+    *,
+    bias_correction: Literal["outside", "inside", "none"] = "outside",
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam on the coordinates :math:`R` of projected gradients, and on all other gradients.
+
+    .. math::
+
+        M \leftarrow \beta_1 M + (1-\beta_1) R, \quad
+        V \leftarrow \beta_2 V + (1-\beta_2) R^2, \quad
+        N = \frac{M}{\sqrt V + \epsilon}, \quad
+        c = \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t}
+
+    With ``bias_correction="outside"``, as in the released GaLore, Fira and APOLLO, :math:`c`
+    multiplies the whole step, so :math:`\epsilon` is added to the uncorrected :math:`\sqrt V`, and
+    the residual scale and the limiter see the uncorrected norm of :math:`N`. With ``"inside"``
+    (textbook Adam, and the papers' algorithms) :math:`N` itself is corrected and :math:`c = 1`.
+
+    Args:
+      low_rank: what "low rank" means for this model.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      bias_correction: ``"outside"``, ``"inside"`` or ``"none"``.
+      mu_dtype: dtype in which the first moment is stored; None for the parameter's.
+      nu_dtype: dtype in which the second moment is stored; None for the parameter's.
+
+    Raises:
+      ValueError: unknown ``bias_correction``, or a dtype that is not floating point.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> adam = fira_jax.scale_by_adam_in_subspace(fira_jax.LowRank(rank=2))
+      >>> adam.init({"w": jnp.ones((8, 16)), "b": jnp.ones(16)}).mu["w"].shape
+      (2, 16)
+
+    References:
+      Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2014; Zhao et al., `GaLore
+      <https://arxiv.org/abs/2403.03507>`_, 2024, algorithm 2. The second moment of a carried basis
+      follows the squared overlap, :math:`V \leftarrow (T \circ T) V` with
+      :math:`T = P_{new}^\top P_{old}`, which keeps it non-negative.
+    """
+    if bias_correction not in ("outside", "inside", "none"):
+        raise ValueError(
+            f"bias_correction must be 'outside', 'inside' or 'none', got {bias_correction!r}"
+        )
+    for name, dtype in (("mu_dtype", mu_dtype), ("nu_dtype", nu_dtype)):
+        if dtype is not None:
+            require_float_dtype(name, dtype)
+
+    def init(params: Params) -> AdamInSubspaceState:
+        return AdamInSubspaceState(
+            jnp.zeros([], jnp.int32),
+            coordinates_like(low_rank, params, mu_dtype),
+            coordinates_like(low_rank, params, nu_dtype),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: AdamInSubspaceState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, AdamInSubspaceState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        correction1 = _one_minus_power(b1, count)
+        correction2 = _one_minus_power(b2, count)
+
+        def step(leaf: Any, mu: jax.Array, nu: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+            node = leaf if isinstance(leaf, Subspace) else None
+            grad = leaf if node is None else node.raw
+            wide = jnp.promote_types(grad.dtype, jnp.float32)
+            grad, m, v = (x.astype(wide) for x in (grad, mu, nu))
+            if node is not None and node.rotation is not None:
+                m, v = _carry(node, m, v)
+            m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * grad
+            v = jnp.asarray(b2, wide) * v + jnp.asarray(1 - b2, wide) * jnp.square(grad)
+            if bias_correction == "inside":
+                core = (m / correction1) / (jnp.sqrt(v / correction2) + eps)
+            else:
+                core = m / (jnp.sqrt(v) + eps)
+            correction = jnp.ones([], wide)
+            if bias_correction == "outside":
+                correction = (jnp.sqrt(correction2) / correction1).astype(wide)
+            stored = m.astype(mu.dtype), v.astype(nu.dtype)
+            if node is None:
+                return (correction * core).astype(leaf.dtype), *stored
+            core = core.astype(wide)
+            return node.replace(core=core, step_scale=node.step_scale * correction), *stored
+
+        updates, mu, nu = map_leaves(step, updates, state.mu, state.nu)
+        return updates, AdamInSubspaceState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def in_subspace(
+    low_rank: LowRank, inner: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Lifts any Optax transformation into the subspace.
+
+    ``inner`` sees each projected gradient as its coordinates ``[*batch, r, b]`` in the
+    parameter's dtype, other gradients as they are, and parameters projected likewise.
+
+    Args:
+      low_rank: what "low rank" means for this model.
+      inner: the transformation, such as ``optax.scale_by_lion()``.
+
+    Raises:
+      ValueError: ``low_rank.moments`` is ``"carry"``: which of ``inner``'s states are moments, and
+        how they turn with the basis, is not known.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp, optax
+      >>> low_rank = fira_jax.LowRank(rank=2)
+      >>> tx = optax.chain(
+      ...     fira_jax.low_rank_project(low_rank),
+      ...     fira_jax.in_subspace(low_rank, optax.scale_by_lion()),
+      ...     fira_jax.project_back(),
+      ...     optax.scale_by_learning_rate(1e-3),
+      ... )
+      >>> state = tx.init({"w": jnp.ones((8, 16))})
+    """
+    if low_rank.moments == "carry":
+        raise ValueError(
+            "moments='carry' needs fira_jax.scale_by_adam_in_subspace: in_subspace cannot know how "
+            "the state of an arbitrary transformation turns with the basis"
+        )
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> optax.OptState:
+        return inner.init(coordinates_like(low_rank, params, None))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        def coordinates(leaf: Any) -> Any:
+            return leaf.raw.astype(leaf.matrix.dtype) if isinstance(leaf, Subspace) else leaf
+
+        def project(leaf: Any, param: Any) -> tuple[Any, Any]:
+            if not isinstance(leaf, Subspace):
+                return leaf, param
+            seen = leaf.view.project(leaf.basis, leaf.view.to_matrix(param))
+            return leaf, seen.astype(param.dtype)
+
+        def put_back(leaf: Any, core: Any) -> tuple[Any, Any]:
+            if not isinstance(leaf, Subspace):
+                return core, core
+            return leaf.replace(core=core.astype(leaf.raw.dtype)), core
+
+        if params is not None:
+            params = map_leaves(project, unbox(updates), unbox(params))[1]
+        cores, state = inner.update(
+            map_leaves(coordinates, unbox(updates)), state, params, **extra_args
+        )
+        return map_leaves(put_back, updates, cores)[0], state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def coordinates_like(
+    low_rank: LowRank, params: Params, dtype: jax.typing.DTypeLike | None
+) -> Params:
+    """Zeros of the shape each parameter has in the subspace; full-size where not projected.
+
+    Args:
+      low_rank: what "low rank" means for this model.
+      params: parameters, arrays or abstract.
+      dtype: dtype of the zeros; None for each parameter's own.
+    """
+    plan = iter(low_rank.leaves(params))
+
+    def zeros(x: Any) -> Any:
+        leaf = next(plan)
+        if leaf is None or 0 in x.shape:
+            return optax.MaskedNode()
+        shape = leaf.shape
+        if leaf.view is not None:
+            shape = (*leaf.view.batch_shape, leaf.rank, leaf.view.long_size)
+        return jnp.zeros(shape, dtype or leaf.dtype)
+
+    return jax.tree.map(zeros, unbox(params), is_leaf=is_leaf)
+
+
+def _one_minus_power(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
+    """``1 - decay ** count`` without losing digits to cancellation (0.999 in float32 would)."""
+    with np.errstate(divide="ignore"):
+        log = jnp.log(decay) if isinstance(decay, jax.Array) else np.log(np.float64(decay))
+    return -jnp.expm1(count.astype(jnp.result_type(float)) * log)
+
+
+def _carry(node: Subspace, m: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The moments in the coordinates of the new basis."""
+
+    def turn() -> tuple[jax.Array, jax.Array]:
+        turned = node.rotation @ m
+        spread = jnp.square(node.rotation) @ v
+        return turned, spread
+
+    return jax.lax.cond(node.refreshed, turn, lambda: (m, v))

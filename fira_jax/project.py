@@ -1,0 +1,219 @@
+"""Where a gradient enters its subspace and where the update leaves it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fira_jax.low_rank import Leaf, LowRank, warn_if_nothing_is_projected
+from fira_jax.refresh import refresh
+from fira_jax.subspace import (
+    Params,
+    Subspace,
+    is_leaf,
+    map_leaves,
+    require_same_leaves,
+    stateless,
+    unbox,
+)
+
+
+class LowRankProjectState(NamedTuple):
+    """State of :func:`low_rank_project`.
+
+    Attributes:
+      count: steps taken, int32 scalar.
+      bases: what the basis stores for each projected parameter (for SVD ``[*batch, a, r]``);
+        ``optax.MaskedNode`` for the others.
+    """
+
+    count: jax.Array
+    bases: Any
+
+
+def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
+    r"""Takes each matrix's gradient into its subspace, :math:`R = P^\top G`.
+
+    Projected gradients leave as :class:`fira_jax.Subspace` nodes, the others as arrays, so the
+    transformations that follow serve the whole model. Every ``update_proj_gap`` steps, starting
+    with the first, :math:`P` is found anew from the gradient of that step.
+
+    A matrix whose gradient is not finite (or so large that its square is not) counts as having
+    a zero gradient at that step; in a parameter that is not projected each such entry does. Its
+    basis, moments and limiter stay finite and later steps are unaffected. Before the first
+    usable gradient the basis consists of coordinate directions.
+
+    Args:
+      low_rank: what "low rank" means for this model.
+
+    Returns:
+      A gradient transformation; follow it with :func:`fira_jax.project_back`.
+
+    Raises:
+      ValueError: at ``init``, naming the parameter, if the dimension numbers do not fit it or it is
+        not real floating point.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> project = fira_jax.low_rank_project(fira_jax.LowRank(rank=2))
+      >>> params = {"w": jnp.ones((8, 16)), "b": jnp.ones(16)}
+      >>> grads, _ = project.update(params, project.init(params))
+      >>> grads["w"].raw.shape, grads["b"].shape
+      ((2, 16), (16,))
+
+    References:
+      Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024, algorithm 1. As in the released
+      code the first basis comes from the first gradient. Unlike it, basis vectors have canonical
+      signs, so that trajectories do not depend on the linear-algebra library.
+    """
+    basis = low_rank.basis
+
+    def init(params: Params) -> LowRankProjectState:
+        plan = low_rank.leaves(params)
+        warn_if_nothing_is_projected(plan)
+        remaining = iter(plan)
+
+        def stored(leaf: Any) -> Any:
+            what = next(remaining)
+            if what is None or what.view is None:
+                return optax.MaskedNode()
+            one = basis.init(
+                what.view.compressed_size, what.rank, low_rank.basis_dtype or what.dtype
+            )
+            if one is None:
+                return optax.MaskedNode()
+            return jnp.tile(one, (*what.view.batch_shape, *(1,) * one.ndim))
+
+        count = jnp.zeros([], jnp.int32)
+        return LowRankProjectState(count, jax.tree.map(stored, unbox(params), is_leaf=is_leaf))
+
+    def update(
+        updates: optax.Updates,
+        state: LowRankProjectState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, LowRankProjectState]:
+        del params, extra_args
+        plan = low_rank.leaves(updates)
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
+        stored, stored_def = jax.tree.flatten(state.bases, is_leaf=is_leaf)
+        require_same_leaves(leaves, stored)
+        chosen = [i for i, leaf in enumerate(plan) if leaf and leaf.view]
+
+        epoch = state.count // low_rank.update_proj_gap
+        key = jax.random.fold_in(jax.random.key(low_rank.seed), epoch)
+        matrices = [plan[i].view.to_matrix(leaves[i]) for i in chosen]
+        bases, refreshed = refresh(
+            basis,
+            [plan[i] for i in chosen],
+            matrices,
+            [stored[i] for i in chosen],
+            lambda index, total: low_rank.refresh(
+                state.count, index, total, low_rank.update_proj_gap
+            ),
+            key,
+        )
+
+        leaves = [x if isinstance(x, optax.MaskedNode) else _finite_entries(x) for x in leaves]
+        for i, matrix, new in zip(chosen, matrices, bases, strict=True):
+            leaves[i] = _node(low_rank, plan[i], matrix, stored[i], new, refreshed, key)
+            stored[i] = new
+        state = LowRankProjectState(optax.safe_increment(state.count), stored_def.unflatten(stored))
+        return treedef.unflatten(leaves), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def project_back() -> optax.GradientTransformationExtraArgs:
+    r"""Turns each node into the full-size update it stands for.
+
+    .. math::
+
+        U = c \left( P (\alpha N - \kappa\, s \circ R) + s \circ G \right)
+
+    One product, whatever the method: the residual is expanded instead of formed. The only place
+    where an array of the weight's size is made. Plain arrays pass unchanged.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp, optax
+      >>> tx = optax.chain(
+      ...     fira_jax.low_rank_project(fira_jax.LowRank(rank=1, scale=1.0)),
+      ...     fira_jax.project_back(),
+      ... )
+      >>> grads = {"w": jnp.outer(jnp.arange(4.0), jnp.arange(8.0))}
+      >>> updates, _ = tx.update(grads, tx.init(grads))
+      >>> bool(jnp.allclose(updates["w"], grads["w"], atol=1e-4))  # the gradient has rank 1
+      True
+    """
+
+    def lift(node: Any) -> Any:
+        if not isinstance(node, Subspace):
+            return node
+        inside = node.scale * node.core
+        if node.residual_scale is None:
+            update = node.view.lift(node.basis, node.step_scale * inside)
+        else:
+            s = node.step_scale * node.residual_scale
+            inside = node.step_scale * inside - node.residual_leak * s * node.raw
+            # Written in the weight's own orientation: a transposed result would be copied.
+            update = node.view.lift(node.basis, inside) + node.view.canonical(s) * node.matrix
+        return node.view.from_matrix(update.astype(node.matrix.dtype))
+
+    return stateless(lambda updates: map_leaves(lift, updates))
+
+
+def _node(
+    low_rank: LowRank,
+    leaf: Leaf,
+    matrix: jax.Array,
+    old: Any,
+    new: Any,
+    refreshed: jax.Array,
+    key: jax.Array,
+) -> Subspace:
+    """The gradient of one parameter as it enters the subspace."""
+    dtype = low_rank.basis_dtype or leaf.dtype
+
+    def vectors(stored: Any) -> jax.Array:
+        stored = None if isinstance(stored, optax.MaskedNode) else stored
+        return low_rank.basis.vectors(stored, leaf.view.compressed_size, leaf.rank, dtype, key)
+
+    def overlap() -> jax.Array:
+        return jnp.einsum(
+            "...ar,...aq->...rq", basis, vectors(old), preferred_element_type=raw.dtype
+        )
+
+    basis = vectors(new)
+    raw = leaf.view.project(basis, matrix)
+    # Every entry of a column of G reaches every entry of that column of R, so the small array
+    # tells whether the large one is finite.
+    usable = jnp.isfinite(jnp.sum(jnp.square(raw), axis=(-2, -1), keepdims=True))
+    raw = jnp.where(usable, raw, 0)
+    rotation = None
+    if low_rank.moments == "carry":
+        shape = (*leaf.view.batch_shape, leaf.rank, leaf.rank)
+        same = jnp.broadcast_to(jnp.eye(leaf.rank, dtype=raw.dtype), shape)
+        rotation = jax.lax.cond(refreshed, overlap, lambda: same)
+    return Subspace(
+        matrix=jnp.where(usable, matrix, 0),
+        basis=basis,
+        raw=raw,
+        core=raw,
+        scale=jnp.asarray(low_rank.scale, raw.dtype),
+        step_scale=jnp.ones([], raw.dtype),
+        residual_scale=None,
+        residual_leak=None,
+        rotation=rotation,
+        refreshed=refreshed if rotation is not None else None,
+        view=leaf.view,
+        orthonormal=low_rank.basis.orthonormal and jnp.finfo(dtype).bits >= 32,
+    )
+
+
+def _finite_entries(grad: jax.Array) -> jax.Array:
+    """The gradient with zeros where its square would not be finite."""
+    wide = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
+    return jnp.where(jnp.isfinite(wide * wide), grad, 0)

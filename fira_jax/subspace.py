@@ -1,0 +1,224 @@
+"""The gradient of one weight matrix while it is inside its subspace."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any
+"""A pytree of arrays (or of anything with a shape and a dtype)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixView:
+    r"""How an array of any rank is read as a stack of matrices.
+
+    The array becomes ``[*batch, m, n]`` with ``m`` the product of the input (reduction) axes and
+    ``n`` that of the output axes. One of the two is compressed. Every array that belongs to the
+    subspace is written in the *canonical* orientation, :math:`G \in \mathbb{R}^{a \times b}` with
+    ``a`` the compressed axis, whichever of ``m`` and ``n`` that is.
+
+    Attributes:
+      shape: shape of the array.
+      batch_axes: axes whose slices are independent matrices.
+      input_axes: axes that form ``m``.
+      output_axes: axes that form ``n``.
+      compress_input: whether ``a`` is ``m`` (else it is ``n``).
+    """
+
+    shape: tuple[int, ...]
+    batch_axes: tuple[int, ...]
+    input_axes: tuple[int, ...]
+    output_axes: tuple[int, ...]
+    compress_input: bool
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Sizes of the batch axes."""
+        return tuple(self.shape[i] for i in self.batch_axes)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(m, n)``: input size and output size."""
+        return (
+            math.prod(self.shape[i] for i in self.input_axes),
+            math.prod(self.shape[i] for i in self.output_axes),
+        )
+
+    @property
+    def compressed_size(self) -> int:
+        """``a``: the length that the basis spans."""
+        return self.matrix_shape[0 if self.compress_input else 1]
+
+    @property
+    def long_size(self) -> int:
+        """``b``: the length that stays."""
+        return self.matrix_shape[1 if self.compress_input else 0]
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return self.batch_axes + self.input_axes + self.output_axes
+
+    def to_matrix(self, x: jax.Array) -> jax.Array:
+        """Array ``shape`` -> ``[*batch, m, n]``."""
+        return x.transpose(self._order).reshape(*self.batch_shape, *self.matrix_shape)
+
+    def from_matrix(self, y: jax.Array) -> jax.Array:
+        """``[*batch, m, n]`` -> array ``shape``."""
+        order = self._order
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return y.reshape([self.shape[i] for i in order]).transpose(inverse)
+
+    def canonical(self, matrix: jax.Array) -> jax.Array:
+        """``[..., m, n]`` -> ``[..., a, b]`` (and back: it is its own inverse)."""
+        return matrix if self.compress_input else matrix.swapaxes(-1, -2)
+
+    # XLA folds a transposed *operand* into the product but copies a transposed *result*, so both
+    # products are spelled out for both orientations instead of transposing.
+
+    def project(self, basis: jax.Array, matrix: jax.Array) -> jax.Array:
+        r"""The coordinates :math:`P^\top G`: ``[*batch, a, r], [*batch, m, n] -> [*batch, r, b]``.
+
+        Accumulated in float32 (or wider), whatever the gradient's dtype.
+        """
+        spec = "...ar,...ab->...rb" if self.compress_input else "...ar,...ba->...rb"
+        accumulate = jnp.promote_types(matrix.dtype, jnp.float32)
+        return jnp.einsum(
+            spec, basis.astype(matrix.dtype), matrix, preferred_element_type=accumulate
+        )
+
+    def lift(self, basis: jax.Array, coordinates: jax.Array) -> jax.Array:
+        r""":math:`P X` in the matrix's own orientation: ``[*batch, r, b] -> [*batch, m, n]``."""
+        spec = "...ar,...rb->...ab" if self.compress_input else "...ar,...rb->...ba"
+        accumulate = jnp.promote_types(basis.dtype, jnp.float32)
+        return jnp.einsum(
+            spec, basis, coordinates.astype(basis.dtype), preferred_element_type=accumulate
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Subspace:
+    r"""A gradient on its way through the subspace: the update it stands for, not yet computed.
+
+    .. math::
+
+        U = c \left( \alpha P N + s \circ (G - \kappa P R) \right), \qquad R = P^\top G
+
+    ``low_rank_project`` makes it, each transformation rewrites one field, ``project_back`` turns
+    it into the array :math:`U`. The full-size residual :math:`G - \kappa P R` is never formed.
+
+    Attributes:
+      matrix: gradient ``[*batch, m, n]``, in the weight's own orientation.
+      basis: :math:`P`, ``[*batch, a, r]``.
+      raw: :math:`R`, the gradient's coordinates, ``[*batch, r, b]``, at least float32.
+      core: :math:`N`, what the optimizer in the subspace makes of them, ``[*batch, r, b]``.
+      scale: :math:`\alpha`, weight of the subspace part, scalar.
+      step_scale: :math:`c`, correction of the whole step, scalar.
+      residual_scale: :math:`s`, ``[*batch, 1, b]``, or None for no residual.
+      residual_leak: :math:`\kappa`, scalar: 1 removes the subspace part from the residual exactly.
+      rotation: :math:`P_{new}^\top P_{old}`, ``[*batch, r, r]``, when moments are to be carried
+        into a new basis; None otherwise.
+      refreshed: whether any basis changed at this step, bool scalar; None with ``rotation``.
+      view: how the weight is read as matrices.
+      orthonormal: whether the columns of ``basis`` are orthonormal to float32 precision.
+    """
+
+    matrix: jax.Array
+    basis: jax.Array
+    raw: jax.Array
+    core: jax.Array
+    scale: jax.Array
+    step_scale: jax.Array
+    residual_scale: jax.Array | None
+    residual_leak: jax.Array | None
+    rotation: jax.Array | None
+    refreshed: jax.Array | None
+    view: MatrixView = dataclasses.field(metadata={"static": True})
+    orthonormal: bool = dataclasses.field(metadata={"static": True})
+
+    @property
+    def grad(self) -> jax.Array:
+        """:math:`G` in canonical orientation, ``[*batch, a, b]``: for reductions, not products."""
+        return self.view.canonical(self.matrix)
+
+    def replace(self, **changes: Any) -> Subspace:
+        """A copy with some fields rewritten."""
+        return dataclasses.replace(self, **changes)
+
+
+def is_leaf(x: Any) -> bool:
+    """What the transformations treat as one leaf: a node, or a place that holds nothing."""
+    return isinstance(x, Subspace | optax.MaskedNode)
+
+
+def map_leaves(f: Callable[..., Any], updates: Any, *states: Any) -> Any:
+    """Maps ``f(leaf, *state_leaves)`` over arrays and nodes; masked places stay as they are.
+
+    The trees need the same leaves in the same order, not the same containers: flax.nnx passes a
+    ``State`` to ``init`` and plain dicts to ``update``.
+
+    Returns:
+      One tree shaped like ``updates`` if there are no ``states``. Otherwise ``f`` returns one value
+      for each tree it was given, and so does this: a tuple of trees shaped like the arguments.
+
+    Raises:
+      ValueError: the trees do not have equally many leaves.
+    """
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
+    if not states:
+        return treedef.unflatten(
+            leaf if isinstance(leaf, optax.MaskedNode) else f(leaf) for leaf in leaves
+        )
+    flat = [jax.tree.flatten(state, is_leaf=is_leaf) for state in states]
+    for column, _ in flat:
+        require_same_leaves(leaves, column)
+    rows = zip(leaves, *(column for column, _ in flat), strict=True)
+    results = [row if isinstance(row[0], optax.MaskedNode) else f(*row) for row in rows]
+    defs = (treedef, *(d for _, d in flat))
+    return tuple(d.unflatten(row[i] for row in results) for i, d in enumerate(defs))
+
+
+def require_same_leaves(updates: Sequence[Any], state: Sequence[Any]) -> None:
+    """Raises ``ValueError`` unless an update and a state have equally many leaves."""
+    if len(updates) != len(state):
+        raise ValueError(
+            f"the updates have {len(updates)} leaves but the optimizer state was initialised for "
+            f"{len(state)}: init and update need the same tree of parameters"
+        )
+
+
+def stateless(f: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
+    """A transformation that maps the updates and keeps nothing."""
+
+    def update(
+        updates: optax.Updates, state: optax.EmptyState, params: Params | None = None, **_: Any
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del params
+        return f(updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def unbox(tree: Any) -> Any:
+    """Replaces flax.nnx Variables by their values, so that no sharding metadata is inherited.
+
+    A Variable's metadata describes the parameter's axes; on a state of another shape it would
+    split the rank.
+    """
+
+    def boxed(x: Any) -> bool:
+        return hasattr(x, "get_value") and hasattr(x, "get_metadata")
+
+    return jax.tree.map(lambda x: x.get_value() if boxed(x) else x, tree, is_leaf=boxed)
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A parameter's path as people write it: ``layers/attn/q``."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
