@@ -11,23 +11,6 @@ from experiments.model import LlamaConfig
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
-TRAIN_KEYS = (
-    "optimizer",
-    "lr",
-    "scale",
-    "rank",
-    "update_proj_gap",
-    "batch_size",
-    "seq_len",
-    "steps",
-    "warmup_steps",
-    "min_lr_ratio",
-    "weight_decay",
-    "grad_clip",
-    "dtype",
-    "eval_every",
-)
-
 
 def available() -> list[str]:
     """Names of the models that come with the experiments, smallest first."""
@@ -49,12 +32,11 @@ def load_model_config(name_or_path: str | Path) -> tuple[LlamaConfig, dict[str, 
         name_or_path: A name from ``available()`` or the path of a YAML file of the same form.
 
     Returns:
-        The architecture, in float32, and the training settings with at least ``TRAIN_KEYS``.
-        ``batch_size`` counts sequences per update over all devices and ``dtype`` is the type for
-        parameters and activations alike: put it in with ``dataclasses.replace``.
+        The architecture, in float32, and the settings of the ``train:`` part, which are options of
+        ``experiments.pretrain``; a file may leave any of those out.
 
     Raises:
-        ValueError: If there is no such model, or a setting is unknown, missing or out of range.
+        ValueError: If there is no such model, or its architecture is incomplete or impossible.
     """
     path = CONFIG_DIR / f"{name_or_path}.yaml"
     if not path.is_file():
@@ -68,29 +50,23 @@ def load_model_config(name_or_path: str | Path) -> tuple[LlamaConfig, dict[str, 
             f"no model {str(name_or_path)!r}: expected the path of a .yaml file or one of\n{names}"
         )
     content = yaml.load(path.read_text(), Loader=_Loader)
-    if not isinstance(content, dict) or set(content) != {"model", "train"}:
-        raise ValueError(f"{path}: expected the two sections `model:` and `train:`")
-    model, train = content["model"] or {}, content["train"] or {}
+    sections = content if isinstance(content, dict) else {}
+    model, train = sections.get("model"), sections.get("train", {})
+    well_formed = isinstance(model, dict) and isinstance(train, dict)
+    if not well_formed or set(sections) - {"model", "train"}:
+        raise ValueError(f"{path}: expected a section `model:` and, if you like, one `train:`")
 
     fields = dataclasses.fields(LlamaConfig)
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
-    _check_keys(f"{path}, model", model, required, {field.name for field in fields})
-    _check_keys(f"{path}, train", train, set(TRAIN_KEYS))
+    if unknown := sorted(set(model) - {field.name for field in fields}):
+        known = ", ".join(field.name for field in fields)
+        raise ValueError(f"{path}, model: unknown {', '.join(unknown)}; expected some of {known}")
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in model]:
+        raise ValueError(f"{path}, model: missing {', '.join(missing)}")
     try:
         return LlamaConfig(**model), train
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}, model: {error}") from error
-
-
-def _check_keys(
-    where: str, given: dict[str, Any], required: set[str], known: set[str] | None = None
-) -> None:
-    if missing := required - set(given):
-        raise ValueError(f"{where}: missing {', '.join(sorted(missing))}")
-    if known is not None and (unknown := set(given) - known):
-        raise ValueError(
-            f"{where}: unknown {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}"
-        )
 
 
 class _Loader(yaml.SafeLoader):
