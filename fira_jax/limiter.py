@@ -58,7 +58,7 @@ def norm_growth_limit(
       residual near zero for more than a thousand steps. Likewise a step without a residual (a zero
     gradient, or one that is not finite) leaves the previous norm as it is.
     """
-    if not isinstance(gamma, jax.Array) and not gamma >= 1:
+    if not isinstance(gamma, jax.Array) and not float(gamma) >= 1:  # type: ignore[arg-type]
         raise ValueError(f"gamma must be at least 1, got {gamma}")
 
     def init(params: Params) -> NormGrowthLimitState:

@@ -28,15 +28,13 @@ class Leaf(NamedTuple):
       path: where it stands in the tree, such as ``layers/attn/q``.
       shape: its shape.
       dtype: its dtype.
-      view: how it is read as matrices, or None if it is not projected.
-      rank: the rank it gets (clipped to the shorter side), 0 if it is not projected.
+      view: how it is read as matrices and at which rank, or None if it is not projected.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype
     view: MatrixView | None
-    rank: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +146,9 @@ class LowRank:
                 "floating-point dtype; leave it out with optax.masked or optax.partition"
             )
         if spec is None or 0 in x.shape:
-            return Leaf(name, tuple(x.shape), x.dtype, None, 0)
-        view = matrix_view(name, x.shape, spec, self.side)
-        return Leaf(name, tuple(x.shape), x.dtype, view, min(self.rank, *view.matrix_shape))
+            return Leaf(name, tuple(x.shape), x.dtype, None)
+        view = matrix_view(name, x.shape, spec, self.side, self.rank)
+        return Leaf(name, tuple(x.shape), x.dtype, view)
 
     def _specs(self, params: Params, paths: list[Any]) -> list[Any]:
         """One dimension-number spec, or None, for each leaf path of ``params``."""
@@ -233,9 +231,9 @@ def match_paths(
 
 
 def matrix_view(
-    name: str, shape: Sequence[int], spec: Any, side: Literal["short", "long"]
+    name: str, shape: Sequence[int], spec: Any, side: Literal["short", "long"], rank: int
 ) -> MatrixView:
-    """Reads ``shape`` as matrices.
+    """Reads ``shape`` as matrices, with ``rank`` clipped to their shorter side.
 
     Raises:
       ValueError: naming the parameter, if ``spec`` does not fit its shape.
@@ -258,7 +256,7 @@ def matrix_view(
     batch = tuple(i for i in range(ndim) if i not in reduction and i not in output)
     m, n = (int(np.prod([shape[i] for i in axes])) for axes in (reduction, output))
     compress_input = m == n or (m < n) == (side == "short")
-    return MatrixView(tuple(shape), batch, reduction, output, compress_input)
+    return MatrixView(tuple(shape), batch, reduction, output, compress_input, min(rank, m, n))
 
 
 def warn_if_nothing_is_projected(plan: Sequence[Leaf | None]) -> None:

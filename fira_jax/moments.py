@@ -22,7 +22,7 @@ class AdamInSubspaceState(NamedTuple):
       nu: second moments, of the same shapes.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # as Optax names it
     mu: Any
     nu: Any
 
@@ -214,7 +214,7 @@ def coordinates_like(
             return optax.MaskedNode()
         shape = leaf.shape
         if leaf.view is not None:
-            shape = (*leaf.view.batch_shape, leaf.rank, leaf.view.long_size)
+            shape = (*leaf.view.batch_shape, leaf.view.rank, leaf.view.long_size)
         return jnp.zeros(shape, dtype or leaf.dtype)
 
     return jax.tree.map(zeros, unbox(params), is_leaf=is_leaf)
@@ -223,16 +223,14 @@ def coordinates_like(
 def _one_minus_power(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
     """``1 - decay ** count`` without losing digits to cancellation (0.999 in float32 would)."""
     with np.errstate(divide="ignore"):
-        log = jnp.log(decay) if isinstance(decay, jax.Array) else np.log(np.float64(decay))
+        log = jnp.log(decay) if isinstance(decay, jax.Array) else np.log(np.asarray(decay, float))
     return -jnp.expm1(count.astype(jnp.result_type(float)) * log)
 
 
 def _carry(node: Subspace, m: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The moments in the coordinates of the new basis."""
-
-    def turn() -> tuple[jax.Array, jax.Array]:
-        turned = node.rotation @ m
-        spread = jnp.square(node.rotation) @ v
-        return turned, spread
-
-    return jax.lax.cond(node.refreshed, turn, lambda: (m, v))
+    rotation = node.rotation
+    assert rotation is not None
+    return jax.lax.cond(
+        node.refreshed, lambda: (rotation @ m, jnp.square(rotation) @ v), lambda: (m, v)
+    )

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.low_rank import Leaf, LowRank, warn_if_nothing_is_projected
-from fira_jax.refresh import refresh
+from fira_jax import basis as bases
+from fira_jax import refresh as refreshes
+from fira_jax.low_rank import LowRank, warn_if_nothing_is_projected
 from fira_jax.subspace import (
+    MatrixView,
     Params,
     Subspace,
     is_leaf,
@@ -30,7 +32,7 @@ class LowRankProjectState(NamedTuple):
         ``optax.MaskedNode`` for the others.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # as Optax names it
     bases: Any
 
 
@@ -69,7 +71,9 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
       code the first basis comes from the first gradient. Unlike it, basis vectors have canonical
       signs, so that trajectories do not depend on the linear-algebra library.
     """
-    basis = low_rank.basis
+    basis = bases.resolve(low_rank.basis)
+    rule = refreshes.resolve(low_rank.refresh)
+    gap = low_rank.update_proj_gap
 
     def init(params: Params) -> LowRankProjectState:
         plan = low_rank.leaves(params)
@@ -80,9 +84,8 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
             what = next(remaining)
             if what is None or what.view is None:
                 return optax.MaskedNode()
-            one = basis.init(
-                what.view.compressed_size, what.rank, low_rank.basis_dtype or what.dtype
-            )
+            dtype = low_rank.basis_dtype or what.dtype
+            one = basis.init(what.view.compressed_size, what.view.rank, dtype)
             if one is None:
                 return optax.MaskedNode()
             return jnp.tile(one, (*what.view.batch_shape, *(1,) * one.ndim))
@@ -101,28 +104,27 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
         stored, stored_def = jax.tree.flatten(state.bases, is_leaf=is_leaf)
         require_same_leaves(leaves, stored)
-        chosen = [i for i, leaf in enumerate(plan) if leaf and leaf.view]
+        views = {i: leaf.view for i, leaf in enumerate(plan) if leaf and leaf.view}
+        matrices = {i: view.to_matrix(leaves[i]) for i, view in views.items()}
 
-        epoch = state.count // low_rank.update_proj_gap
-        key = jax.random.fold_in(jax.random.key(low_rank.seed), epoch)
-        matrices = [plan[i].view.to_matrix(leaves[i]) for i in chosen]
-        bases, refreshed = refresh(
+        key = jax.random.fold_in(jax.random.key(low_rank.seed), state.count // gap)
+        bases_now, refreshed = refreshes.refresh(
             basis,
-            [plan[i] for i in chosen],
-            matrices,
-            [stored[i] for i in chosen],
-            lambda index, total: low_rank.refresh(
-                state.count, index, total, low_rank.update_proj_gap
-            ),
+            list(views.values()),
+            list(matrices.values()),
+            [stored[i] for i in views],
+            lambda index, total: rule(state.count, index, total, gap),
             key,
         )
 
         leaves = [x if isinstance(x, optax.MaskedNode) else _finite_entries(x) for x in leaves]
-        for i, matrix, new in zip(chosen, matrices, bases, strict=True):
-            leaves[i] = _node(low_rank, plan[i], matrix, stored[i], new, refreshed, key)
+        for (i, view), new in zip(views.items(), bases_now, strict=True):
+            leaves[i] = _node(low_rank, view, matrices[i], stored[i], new, refreshed, key)
             stored[i] = new
-        state = LowRankProjectState(optax.safe_increment(state.count), stored_def.unflatten(stored))
-        return treedef.unflatten(leaves), state
+        state = LowRankProjectState(
+            optax.safe_increment(state.count), jax.tree.unflatten(stored_def, stored)
+        )
+        return jax.tree.unflatten(treedef, leaves), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -156,6 +158,7 @@ def project_back() -> optax.GradientTransformationExtraArgs:
         if node.residual_scale is None:
             update = node.view.lift(node.basis, node.step_scale * inside)
         else:
+            assert node.residual_leak is not None
             s = node.step_scale * node.residual_scale
             inside = node.step_scale * inside - node.residual_leak * s * node.raw
             # Written in the weight's own orientation: a transposed result would be copied.
@@ -167,7 +170,7 @@ def project_back() -> optax.GradientTransformationExtraArgs:
 
 def _node(
     low_rank: LowRank,
-    leaf: Leaf,
+    view: MatrixView,
     matrix: jax.Array,
     old: Any,
     new: Any,
@@ -175,28 +178,24 @@ def _node(
     key: jax.Array,
 ) -> Subspace:
     """The gradient of one parameter as it enters the subspace."""
-    dtype = low_rank.basis_dtype or leaf.dtype
+    kind = bases.resolve(low_rank.basis)
+    dtype = low_rank.basis_dtype or matrix.dtype
 
     def vectors(stored: Any) -> jax.Array:
         stored = None if isinstance(stored, optax.MaskedNode) else stored
-        return low_rank.basis.vectors(stored, leaf.view.compressed_size, leaf.rank, dtype, key)
-
-    def overlap() -> jax.Array:
-        return jnp.einsum(
-            "...ar,...aq->...rq", basis, vectors(old), preferred_element_type=raw.dtype
-        )
+        return kind.vectors(stored, view.compressed_size, view.rank, dtype, key)
 
     basis = vectors(new)
-    raw = leaf.view.project(basis, matrix)
+    raw = view.project(basis, matrix)
     # Every entry of a column of G reaches every entry of that column of R, so the small array
     # tells whether the large one is finite.
     usable = jnp.isfinite(jnp.sum(jnp.square(raw), axis=(-2, -1), keepdims=True))
     raw = jnp.where(usable, raw, 0)
     rotation = None
     if low_rank.moments == "carry":
-        shape = (*leaf.view.batch_shape, leaf.rank, leaf.rank)
-        same = jnp.broadcast_to(jnp.eye(leaf.rank, dtype=raw.dtype), shape)
-        rotation = jax.lax.cond(refreshed, overlap, lambda: same)
+        rotation = jnp.einsum(
+            "...ar,...aq->...rq", basis, vectors(old), preferred_element_type=raw.dtype
+        )
     return Subspace(
         matrix=jnp.where(usable, matrix, 0),
         basis=basis,
@@ -207,9 +206,9 @@ def _node(
         residual_scale=None,
         residual_leak=None,
         rotation=rotation,
-        refreshed=refreshed if rotation is not None else None,
-        view=leaf.view,
-        orthonormal=low_rank.basis.orthonormal and jnp.finfo(dtype).bits >= 32,
+        refreshed=None if rotation is None else refreshed,
+        view=view,
+        orthonormal=kind.orthonormal and jnp.finfo(dtype).bits >= 32,
     )
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fira_jax.basis.protocol import Basis
-
-if TYPE_CHECKING:
-    from fira_jax.low_rank import Leaf
+from fira_jax.subspace import MatrixView
 
 Rule = Callable[[jax.Array, jax.Array, int, int], jax.Array]
 """``(count, index, total, gap) -> bool``: whether matrix ``index`` of ``total`` is due."""
@@ -53,24 +53,24 @@ def resolve(rule: str | Rule) -> Rule:
 
 def refresh(
     basis: Basis,
-    leaves: Sequence[Leaf],
+    views: Sequence[MatrixView],
     matrices: Sequence[jax.Array],
-    stored: Sequence[jax.Array | optax.MaskedNode],
+    stored: Sequence[Any],
     due: Callable[[jax.Array, int], jax.Array],
     key: jax.Array,
-) -> tuple[list[jax.Array | optax.MaskedNode], jax.Array]:
+) -> tuple[list[Any], jax.Array]:
     """Replaces the bases that are due and whose gradient is usable.
 
-    Equal matrices share one conditional and one factorisation, which is compiled once and run in
-    a loop: the compiled program does not grow with the number of layers, at most one matrix is
-    factorised at a time, and a step without a refresh skips everything. A gradient that is zero
+    Matrices of one canonical shape share one conditional and one factorisation, compiled once and
+    run in a loop: the program hardly grows with the number of layers, one matrix is factorised at
+    a time, and a step without a refresh skips everything. A gradient that is zero
     or not finite is found out before any factorisation (an infinity can hang LAPACK's SVD) and
     leaves its basis as it is.
 
     Args:
       basis: kind of basis.
-      leaves: the parameters to project.
-      matrices: their gradients ``[*batch, m, n]``.
+      views: how each parameter is read as matrices.
+      matrices: the gradients ``[*batch, m, n]``.
       stored: what the basis stores for each, ``[*batch, ...]``; masked where it stores nothing.
       due: ``(index, total) -> bool`` for an array of matrix indices.
       key: for whatever is random.
@@ -78,23 +78,23 @@ def refresh(
     Returns:
       The new stored values, and whether any basis was due.
     """
-    counts = [math.prod(leaf.view.batch_shape) for leaf in leaves]
+    counts = [math.prod(view.batch_shape) for view in views]
     starts = [0, *itertools.accumulate(counts)]
     due_all = due(jnp.arange(starts[-1]), starts[-1])
-    groups = collections.defaultdict(list)
-    for i, leaf in enumerate(leaves):
-        if not isinstance(stored[i], optax.MaskedNode):
-            alike = (leaf.view.matrix_shape, leaf.view.compress_input, leaf.rank)
-            groups[*alike, matrices[i].dtype, stored[i].dtype].append(i)
+    groups: dict[Any, list[int]] = collections.defaultdict(list)
+    for i, (view, matrix, old) in enumerate(zip(views, matrices, stored, strict=True)):
+        if not isinstance(old, optax.MaskedNode):
+            size = (view.compressed_size, view.long_size, view.rank)
+            groups[size, matrix.dtype, old.dtype].append(i)
 
     new = list(stored)
     for group in groups.values():
         found = _refresh_alike(
             basis,
-            leaves[group[0]],
+            tuple(views[i] for i in group),
             [matrices[i] for i in group],
             [stored[i] for i in group],
-            jnp.concatenate([due_all[starts[i] : starts[i + 1]] for i in group]),
+            [due_all[starts[i] : starts[i + 1]] for i in group],
             key,
         )
         for i, value in zip(group, found, strict=True):
@@ -102,35 +102,56 @@ def refresh(
     return new, jnp.any(due_all)
 
 
+# Jitted so that an update that is not inside a jit compiles its refresh once, not at every step.
+@functools.partial(jax.jit, static_argnames=("basis", "views"))
 def _refresh_alike(
     basis: Basis,
-    leaf: Leaf,
+    views: tuple[MatrixView, ...],
     matrices: list[jax.Array],
     stored: list[jax.Array],
-    due: jax.Array,
+    due: list[jax.Array],
     key: jax.Array,
 ) -> list[jax.Array]:
-    """Refreshes parameters whose matrices share shape, orientation and rank with ``leaf``'s."""
-    view = leaf.view
-    item_shape = stored[0].shape[len(view.batch_shape) :]
-
-    def refresh_one(args: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        matrix, old, is_due = args
-        grad = view.canonical(matrix).astype(jnp.promote_types(matrix.dtype, jnp.float32))
-        largest = jnp.max(jnp.abs(grad))
-        usable = jnp.isfinite(largest) & (largest > 0)
-        return jax.lax.cond(
-            is_due & usable,
-            lambda: basis.find(grad / largest, old, leaf.rank, key),
-            lambda: old,
-        )
+    """Refreshes parameters whose matrices have the same canonical shape."""
+    rank, item_shape = views[0].rank, stored[0].shape[len(views[0].batch_shape) :]
+    # A parameter that is a stack stays where it stands, however large. Single matrices are copied
+    # into one: to pick each by a branch of its own would take the compiler longer.
+    together = collections.defaultdict(list)
+    for i, view in enumerate(views):
+        together[i if view.batch_axes else view.compress_input].append(i)
+    order = [i for members in together.values() for i in members]
 
     def refresh_all() -> list[jax.Array]:
-        flat = jnp.concatenate([x.reshape(-1, *view.matrix_shape) for x in matrices])
-        olds = [x.reshape(-1, *item_shape) for x in stored]
-        found = jax.lax.map(refresh_one, (flat, jnp.concatenate(olds), due))
-        ends = itertools.accumulate(len(x) for x in olds)
-        parts = jnp.split(found, list(ends)[:-1])
-        return [part.reshape(x.shape) for part, x in zip(parts, stored, strict=True)]
+        stacks = [
+            jnp.concatenate([matrices[i].reshape(-1, *views[i].matrix_shape) for i in members])
+            for members in together.values()
+        ]
+        pick = [
+            lambda i, x=stack, view=views[members[0]]: view.canonical(x[i])
+            for stack, members in zip(stacks, together.values(), strict=True)
+        ]
 
-    return jax.lax.cond(jnp.any(due), refresh_all, lambda: stored)
+        def refresh_one(args: tuple[jax.Array, ...]) -> jax.Array:
+            stack, index, old, is_due = args
+            grad = jax.lax.switch(stack, pick, index)
+            grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
+            largest = jnp.max(jnp.abs(grad))
+            usable = jnp.isfinite(largest) & (largest > 0)
+            return jax.lax.cond(
+                is_due & usable, lambda: basis.find(grad / largest, old, rank, key), lambda: old
+            )
+
+        found = jax.lax.map(
+            refresh_one,
+            (
+                np.repeat(np.arange(len(stacks)), [len(x) for x in stacks]),
+                np.concatenate([np.arange(len(x)) for x in stacks]),
+                jnp.concatenate([stored[i].reshape(-1, *item_shape) for i in order]),
+                jnp.concatenate([due[i] for i in order]),
+            ),
+        )
+        parts = jnp.split(found, np.cumsum([len(due[i]) for i in order])[:-1])
+        new = dict(zip(order, parts, strict=True))
+        return [new[i].reshape(x.shape) for i, x in enumerate(stored)]
+
+    return jax.lax.cond(jnp.any(jnp.concatenate(due)), refresh_all, lambda: stored)

@@ -76,19 +76,25 @@ def fira_residual_scale(
 
 
 def residual_norm(node: Subspace) -> jax.Array:
-    r""":math:`\lVert s \circ (G - \kappa P R) \rVert_F` of each matrix, ``[*batch]``, from small arrays.
+    r"""The norm :math:`\lVert s \circ (G - \kappa P R) \rVert_F` of each matrix, ``[*batch]``.
 
-    By columns :math:`\lVert g - \kappa P r \rVert^2 = \lVert g \rVert^2 - 2 \kappa
-    \lVert r \rVert^2 + \kappa^2 \lVert P r \rVert^2`, since :math:`P^\top g = r` whatever
-    :math:`P` is; the last norm is :math:`\lVert r \rVert^2` if :math:`P` is orthonormal and
-    :math:`r^\top (P^\top P) r` if not. Where the residual is a tiny part of the gradient the
-    difference cancels: its error is some 1e-4 of :math:`\lVert s \circ G \rVert` in float32. A
-    square orthonormal basis leaves exactly :math:`(1 - \kappa) G`, which is used as it stands.
+    From arrays that exist already. By columns, since :math:`P^\top g = r` whatever :math:`P` is,
+
+    .. math::
+
+        \lVert g - \kappa P r \rVert^2
+        = \lVert g \rVert^2 - 2 \kappa \lVert r \rVert^2 + \kappa^2 \lVert P r \rVert^2
+
+    and the last norm is :math:`\lVert r \rVert^2` for an orthonormal :math:`P`, else
+    :math:`r^\top (P^\top P) r`. Where the residual is a tiny part of the gradient the difference
+    cancels: its error is some 1e-4 of :math:`\lVert s \circ G \rVert` in float32. A square
+    orthonormal basis leaves exactly :math:`(1 - \kappa) G`, which is used as it stands.
     """
-    wide = node.raw.dtype
-    kappa = node.residual_leak
+    assert node.residual_scale is not None
+    assert node.residual_leak is not None
+    wide, kappa = node.raw.dtype, node.residual_leak
     inside = jnp.sum(jnp.square(node.raw), axis=-2)
-    if node.orthonormal and node.raw.shape[-2] == node.view.compressed_size:
+    if node.orthonormal and node.view.rank == node.view.compressed_size:
         columns = jnp.square(1 - kappa) * inside
     else:
         lifted = inside

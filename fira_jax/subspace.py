@@ -30,6 +30,7 @@ class MatrixView:
       input_axes: axes that form ``m``.
       output_axes: axes that form ``n``.
       compress_input: whether ``a`` is ``m`` (else it is ``n``).
+      rank: ``r``, dimension of the subspace.
     """
 
     shape: tuple[int, ...]
@@ -37,6 +38,7 @@ class MatrixView:
     input_axes: tuple[int, ...]
     output_axes: tuple[int, ...]
     compress_input: bool
+    rank: int
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -173,8 +175,8 @@ def map_leaves(f: Callable[..., Any], updates: Any, *states: Any) -> Any:
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
     if not states:
-        return treedef.unflatten(
-            leaf if isinstance(leaf, optax.MaskedNode) else f(leaf) for leaf in leaves
+        return jax.tree.unflatten(
+            treedef, [x if isinstance(x, optax.MaskedNode) else f(x) for x in leaves]
         )
     flat = [jax.tree.flatten(state, is_leaf=is_leaf) for state in states]
     for column, _ in flat:
@@ -182,7 +184,7 @@ def map_leaves(f: Callable[..., Any], updates: Any, *states: Any) -> Any:
     rows = zip(leaves, *(column for column, _ in flat), strict=True)
     results = [row if isinstance(row[0], optax.MaskedNode) else f(*row) for row in rows]
     defs = (treedef, *(d for _, d in flat))
-    return tuple(d.unflatten(row[i] for row in results) for i, d in enumerate(defs))
+    return tuple(jax.tree.unflatten(d, [row[i] for row in results]) for i, d in enumerate(defs))
 
 
 def require_same_leaves(updates: Sequence[Any], state: Sequence[Any]) -> None:

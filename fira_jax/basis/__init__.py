@@ -6,7 +6,12 @@ from fira_jax.basis.random import Random as Random
 from fira_jax.basis.randomized import Randomized as Randomized
 from fira_jax.basis.svd import Svd as Svd
 
-_NAMED = {"svd": Svd, "randomized": Randomized, "random": Random, "dct": Dct}
+_NAMED: dict[str, type[Basis]] = {
+    "svd": Svd,
+    "randomized": Randomized,
+    "random": Random,
+    "dct": Dct,
+}
 
 
 def resolve(basis: str | Basis) -> Basis:

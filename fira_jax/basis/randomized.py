@@ -49,41 +49,59 @@ class Randomized(Svd):
         self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array
     ) -> jax.Array:
         with jax.default_matmul_precision("float32"):
-            a, b = grad.shape
-            sketch_key, fill_key = jax.random.split(key)
-            columns = min(rank + self.oversample, a, b)
-            span = grad @ jax.random.normal(sketch_key, (b, columns), grad.dtype)
+            seed = jax.random.key_data(key)
+            columns = min(rank + self.oversample, *grad.shape)
+            span = grad @ random_signs(seed, (grad.shape[1], columns), grad.dtype)
             for _ in range(self.power_iterations):
-                span = grad @ (grad.T @ orthonormalise(span, passes=1))
-            span = orthonormalise(span, passes=3, fill=fill_key)
+                span = grad @ (grad.T @ _divide_by_gram_root(span))
+            span = orthonormalise(span, ~seed)
             within = span.T @ grad
-            _, rotation = jnp.linalg.eigh(within @ within.T)  # ascending
-            leading = span @ rotation[:, ::-1][:, :rank]
+            _, rotation = jnp.linalg.eigh(within @ within.T, symmetrize_input=False)
+            leading = span @ rotation[:, ::-1][:, :rank]  # eigenvalues ascend
         return canonical_signs(leading).astype(stored.dtype)
 
 
-def orthonormalise(span: jax.Array, *, passes: int, fill: jax.Array | None = None) -> jax.Array:
-    r"""Orthonormal columns with the same span, by shifted Cholesky-QR.
+def random_signs(seed: jax.Array, shape: tuple[int, int], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Independent signs, by hashing each entry's position with ``seed`` (words of 32 bits).
 
-    Each pass divides by the Cholesky factor of the Gram matrix, whose diagonal is raised by some
-    units of rounding so that the factor exists whatever the rank. One pass keeps columns from
-    collapsing onto the leading direction; three make them orthonormal to rounding.
+    As good a sketch as a Gaussian one, and a handful of integer operations where the generator of
+    ``jax.random`` takes most of the compile time of a whole refresh.
+    """
+    row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, i) for i in (0, 1))
+    x = (row * jnp.uint32(0x9E3779B1) ^ seed[0]) + (column * jnp.uint32(0x85EBCA77) ^ seed[-1])
+    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> shift)) * jnp.uint32(multiplier)
+    return jnp.where(x >> 31 == 0, 1, -1).astype(dtype)
+
+
+def orthonormalise(span: jax.Array, seed: jax.Array) -> jax.Array:
+    r"""Orthonormal columns with the same span: shifted Cholesky-QR, three times.
+
+    Directions that ``span`` lacks (a gradient of low rank) are filled by a random perturbation of
+    1e-4 of its root-mean-square entry, which costs 1e-8 of the energy.
 
     Args:
-      span: ``[a, k]``, ``k <= a``.
-      passes: number of passes.
-      fill: key of a perturbation, 1e-4 of the root-mean-square entry, that replaces missing
-        directions when ``span`` has fewer than ``k`` of them; it costs 1e-8 of the energy.
+      span: ``[a, k]`` with ``k <= a``.
+      seed: words that seed the perturbation.
     """
-    a, k = span.shape
-    eps = jnp.finfo(span.dtype).eps
     rms = jnp.sqrt(jnp.mean(jnp.square(span)))
-    span = span / jnp.where(rms > 0, rms, 1)
-    if fill is not None:
-        span = span + 1e-4 * jax.random.normal(fill, span.shape, span.dtype)
-    for _ in range(passes):
-        gram = span.T @ span
-        shift = 4 * k * eps * (jnp.trace(gram) / k) + jnp.finfo(span.dtype).tiny
-        factor = jnp.linalg.cholesky(gram + shift * jnp.eye(k, dtype=span.dtype))
-        span = jax.scipy.linalg.solve_triangular(factor, span.T, lower=True).T
-    return span
+    floor = jnp.finfo(span.dtype).tiny
+    span = span + 1e-4 * jnp.maximum(rms, floor) * random_signs(seed, span.shape, span.dtype)
+    return jax.lax.fori_loop(0, 3, lambda _, x: _divide_by_gram_root(x), span)
+
+
+def _divide_by_gram_root(span: jax.Array) -> jax.Array:
+    """One pass of Cholesky-QR, on a Gram matrix raised by some units of rounding.
+
+    The shift makes the factor exist whatever the rank; directions it drowns come out short
+    instead of not at all, and longer with every pass.
+    """
+    k = span.shape[1]
+    gram = span.T @ span
+    shift = 4 * jnp.finfo(span.dtype).eps * jnp.trace(gram)
+    factor = jax.lax.linalg.cholesky(
+        gram + shift * jnp.eye(k, dtype=span.dtype), symmetrize_input=False
+    )
+    return jax.lax.linalg.triangular_solve(
+        factor, span, left_side=False, lower=True, transpose_a=True
+    )
