@@ -1,0 +1,70 @@
+"""The optimizers that ``experiments.pretrain --optimizer NAME`` knows.
+
+A new method joins by one line in ``OPTIMIZERS``. Low-rank methods project the attention and MLP
+matrices and leave embeddings, norms and the head to Adam at the same learning rate: the rule of
+the GaLore and Fira papers.
+"""
+
+from collections.abc import Callable
+
+import optax
+
+import fira_jax
+from experiments.config import PretrainConfig
+
+Builder = Callable[[PretrainConfig, optax.Schedule], optax.GradientTransformation]
+
+
+def low_rank(method: Callable[..., optax.GradientTransformation]) -> Builder:
+    """Builds any ``fira_jax`` method from the flags; unset flags keep the method's own default."""
+
+    def build(config: PretrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+        choices = {"basis": config.basis, "side": config.side}
+        return method(
+            schedule,
+            rank=config.rank,
+            update_proj_gap=config.update_proj_gap,
+            scale=config.scale,
+            weight_decay=config.weight_decay,
+            weight_dimension_numbers=fira_jax.match_paths(include=("attn", "mlp")),
+            seed=config.seed,
+            **{name: choice for name, choice in choices.items() if choice is not None},
+        )
+
+    return build
+
+
+def adamw(config: PretrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Full-rank Adam with decoupled weight decay, the yardstick for quality and for memory."""
+    return optax.adamw(schedule, weight_decay=config.weight_decay)
+
+
+OPTIMIZERS: dict[str, Builder] = {
+    "adamw": adamw,
+    "fira": low_rank(fira_jax.fira),
+    "galore": low_rank(fira_jax.galore),
+}
+
+
+def learning_rate_schedule(config: PretrainConfig) -> optax.Schedule:
+    """Linear warmup from 0 to ``lr``, then a cosine down to ``min_lr_ratio`` of it at the end."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.lr,
+        warmup_steps=config.warmup_steps,
+        decay_steps=config.steps,
+        end_value=config.lr * config.min_lr_ratio,
+    )
+
+
+def build_optimizer(
+    config: PretrainConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The named optimizer on ``schedule``, behind global-norm clipping if the run asks for it."""
+    if config.optimizer not in OPTIMIZERS:
+        names = ", ".join(sorted(OPTIMIZERS))
+        raise ValueError(f"unknown optimizer {config.optimizer!r}; choose from: {names}")
+    optimizer = OPTIMIZERS[config.optimizer](config, schedule)
+    if config.grad_clip > 0:
+        return optax.chain(optax.clip_by_global_norm(config.grad_clip), optimizer)
+    return optimizer

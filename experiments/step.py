@@ -1,0 +1,90 @@
+"""The pure functions of training: the first state, one update, one evaluation."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from experiments.model import Llama, LlamaConfig, loss
+
+
+class TrainState(NamedTuple):
+    """Everything an update reads and writes."""
+
+    step: jax.Array  # int32, updates done
+    params: Any  # nested dict of arrays
+    opt_state: optax.OptState
+
+
+def make_init(
+    model_config: LlamaConfig, optimizer: optax.GradientTransformation, seed: int
+) -> tuple[nnx.GraphDef, Callable[[], TrainState]]:
+    """The model's structure, and a pure function that builds the first state.
+
+    Nothing is allocated here: trace the function for shapes, jit it for arrays.
+    """
+
+    def model() -> Llama:
+        return Llama(model_config, rngs=nnx.Rngs(seed))
+
+    def init_state() -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(model()))
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    return nnx.graphdef(nnx.eval_shape(model)), init_state
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    accumulate: int,
+) -> Any:
+    """One update on ``tokens [batch, seq_len + 1]``, jitted, its state donated.
+
+    With ``accumulate`` > 1 the batch is cut into that many micro-batches whose gradients are
+    summed in a scan, so that only one micro-batch's activations exist at a time.
+    """
+
+    def loss_and_grads(params: Any, tokens_BxL: jax.Array) -> tuple[jax.Array, Any]:
+        return jax.value_and_grad(lambda p: loss(nnx.merge(graphdef, p), tokens_BxL))(params)
+
+    def mean_over_micro_batches(params: Any, tokens_BxL: jax.Array) -> tuple[jax.Array, Any]:
+        micro_AxBxL = tokens_BxL.reshape(accumulate, -1, tokens_BxL.shape[-1])
+
+        def add(total: Any, tokens_BxL: jax.Array) -> tuple[Any, None]:
+            # Summed in float32: in bfloat16 the eighth micro-batch would lose its last three bits.
+            parts = loss_and_grads(params, tokens_BxL)
+            return jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, parts), None
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (jnp.float32(0), params))
+        (total_loss, total), _ = jax.lax.scan(add, zeros, micro_AxBxL)
+        grads = jax.tree.map(lambda t, p: (t / accumulate).astype(p.dtype), total, params)
+        return total_loss / accumulate, grads
+
+    def train_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        gradient = loss_and_grads if accumulate == 1 else mean_over_micro_batches
+        train_loss, grads = gradient(state.params, tokens)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        values = {
+            "train_loss": train_loss,
+            "lr": jnp.asarray(schedule(state.step)),
+            "grad_norm": optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads)),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), values
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_evaluate(graphdef: nnx.GraphDef) -> Callable[[Any, Iterable[jax.Array]], jax.Array]:
+    """A function ``(params, batches) -> mean loss``, float32, over equally large batches."""
+    batch_loss = jax.jit(lambda params, tokens: loss(nnx.merge(graphdef, params), tokens))
+
+    def evaluate(params: Any, batches: Iterable[jax.Array]) -> jax.Array:
+        return jnp.mean(jnp.stack([batch_loss(params, tokens) for tokens in batches]))
+
+    return evaluate

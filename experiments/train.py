@@ -1,0 +1,201 @@
+"""The training loop, and everything that makes a run resumable."""
+
+import dataclasses
+import json
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fira_jax
+from experiments import data
+from experiments.checkpoint import Checkpoints
+from experiments.config import FREE_KEYS, PretrainConfig, claim
+from experiments.metrics import MetricsLog, ProgressLine, read_metrics, write_atomically
+from experiments.model import LlamaConfig
+from experiments.model_configs import load_model_config
+from experiments.optimizers import build_optimizer, learning_rate_schedule
+from experiments.step import make_evaluate, make_init, make_train_step
+
+# A single spike may pass; after this many updates without a finite loss nothing comes back.
+PATIENCE = 20
+
+
+class DivergedError(RuntimeError):
+    """The loss stayed NaN or infinite."""
+
+
+def run(config: PretrainConfig) -> dict[str, Any]:
+    """Trains as ``config`` says, continuing whatever its directory holds.
+
+    Returns:
+        The contents of ``summary.json``, or ``{}`` if ``stop_after`` came first.
+
+    Raises:
+        ValueError: If the directory holds a different run, or a setting is impossible.
+        DivergedError: If the loss stayed NaN or infinite for ``PATIENCE`` updates.
+    """
+    directory = config.directory
+    summary_path = directory / "summary.json"
+    model_config = resolve_model(config)
+    tokens = load_data(config, model_config.vocab_size)
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_KEYS}
+    claim(
+        directory,
+        {
+            "run": settings,
+            "model": dataclasses.asdict(model_config),
+            "data": {"fingerprint": tokens.fingerprint},
+        },
+    )
+    if summary_path.exists():
+        print(f"{directory}: already finished, nothing to do")
+        return json.loads(summary_path.read_text())
+
+    schedule = learning_rate_schedule(config)
+    optimizer = build_optimizer(config, schedule)
+    graphdef, init_state = make_init(model_config, optimizer, config.seed)
+    abstract_state = jax.eval_shape(init_state)
+    if hasattr(fira_jax, "describe"):
+        print(fira_jax.describe(optimizer, abstract_state.params))
+
+    batches = tokens.train(config.batch_size, config.seed)
+    micro_batch_size = config.batch_size // config.accumulate
+    validation = [jnp.asarray(batch["tokens"]) for batch in tokens.validation(micro_batch_size)]
+    checkpoints = Checkpoints(directory / "checkpoints")
+    if start := checkpoints.latest_step:
+        state, seconds = checkpoints.restore(abstract_state, batches)
+        print(f"continuing {directory} after step {start}")
+    else:
+        state, seconds = jax.jit(init_state)(), 0.0
+    stop = min(config.steps, config.stop_after or config.steps)
+
+    train_step = make_train_step(graphdef, optimizer, schedule, config.accumulate)
+    evaluate = make_evaluate(graphdef)
+    tokens_per_step = config.batch_size * config.seq_len
+    log = MetricsLog(directory, start)
+    with ProgressLine(start, config.steps, tokens_per_step) as line:
+        report = DelayedReport(log, line)
+        if start < stop:
+            line.say("compiling the update ...")
+            began = time.perf_counter()
+            batch = jax.ShapeDtypeStruct((config.batch_size, config.seq_len + 1), jnp.int32)
+            train_step = train_step.lower(abstract_state, batch).compile()
+            line.say(f"compiled in {time.perf_counter() - began:.1f} s")
+        began = time.perf_counter()
+        for step in range(start + 1, stop + 1):
+            state, values = train_step(state, jnp.asarray(next(batches)["tokens"]))
+            report.submit(step, values)
+            evaluate_now = step % config.eval_every == 0 or step == config.steps
+            save_now = step % config.checkpoint_every == 0 or step == stop
+            if not (evaluate_now or save_now):
+                continue
+            jax.block_until_ready(state)
+            seconds += time.perf_counter() - began
+            if evaluate_now:
+                report.add({"eval_loss": evaluate(state.params, validation)})
+            if save_now:
+                report.flush()  # a checkpoint never gets ahead of the log
+                if report.bad_steps == 0:
+                    checkpoints.save(step, state, batches, seconds)
+            began = time.perf_counter()
+        report.flush()
+    checkpoints.close()
+    log.close()
+    if stop < config.steps:
+        print(f"stopped after step {stop} of {config.steps}; without --stop-after it goes on")
+        return {}
+
+    last = read_metrics(directory / "metrics.jsonl")[-1]
+    summary = {
+        "steps": config.steps,
+        "eval_loss": last["eval_loss"],
+        "perplexity": last["perplexity"],
+        "bits_per_byte": last["eval_loss"] / math.log(2) / tokens.bytes_per_token,
+        "tokens_per_second": tokens_per_step * config.steps / seconds,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_state.params)),
+        "optimizer_state_bytes": tree_bytes(abstract_state.opt_state),
+    }
+    write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
+    print(
+        f"finished: validation loss {summary['eval_loss']:.4f}, perplexity "
+        f"{summary['perplexity']:.2f}; everything is in {directory}"
+    )
+    return summary
+
+
+class DelayedReport:
+    """Reports every update while the next one runs, so that Python never keeps the device waiting.
+
+    Args:
+        log: Gets every update's numbers.
+        line: Shows them.
+    """
+
+    def __init__(self, log: MetricsLog, line: ProgressLine):
+        self._log, self._line = log, line
+        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+        self.bad_steps = 0  # updates without a finite loss since the last with one
+
+    def submit(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Hands in an update just dispatched; reports the one before."""
+        self.flush()
+        self._waiting = step, values
+
+    def add(self, values: dict[str, jax.Array]) -> None:
+        """Adds numbers to the update handed in last."""
+        assert self._waiting is not None
+        self._waiting[1].update(values)
+
+    def flush(self) -> None:
+        """Waits for the update handed in last and reports it."""
+        if self._waiting is None:
+            return
+        (step, values), self._waiting = self._waiting, None
+        record = {"step": step} | {name: float(value) for name, value in values.items()}
+        if "eval_loss" in record:
+            record["perplexity"] = float(jnp.exp(record["eval_loss"]))
+            self._line.say(f"step {step}  validation loss {record['eval_loss']:.4f}")
+        self._log.write(record)
+        self._line.update(step, record["train_loss"])
+        self.bad_steps = 0 if math.isfinite(record["train_loss"]) else self.bad_steps + 1
+        if self.bad_steps == PATIENCE:
+            raise DivergedError(
+                f"the loss has been NaN or infinite since step {step - PATIENCE + 1}: lower --lr, "
+                "lengthen --warmup-steps or set --grad-clip, in a new --output-dir"
+            )
+
+
+def resolve_model(config: PretrainConfig) -> LlamaConfig:
+    """The named architecture in the run's dtype."""
+    model_config, _ = load_model_config(config.model)
+    return dataclasses.replace(model_config, dtype=config.dtype, param_dtype=config.dtype)
+
+
+def load_data(config: PretrainConfig, vocab_size: int) -> data.TokenData:
+    """The run's text in tokens that the model knows; the first use of a text prepares it."""
+    if vocab_size >= 32_000:
+        fitting = "mistral"
+    else:
+        fitting = "bytes" if vocab_size == 258 else f"bpe-{vocab_size}"
+    tokens = data.load(
+        data.DataConfig(
+            dataset=config.dataset,
+            tokenizer=config.tokenizer or fitting,
+            seq_len=config.seq_len,
+            validation_tokens=config.validation_tokens,
+        )
+    )
+    if tokens.vocab_size > vocab_size:
+        raise ValueError(
+            f"tokenizer {config.tokenizer} has {tokens.vocab_size} ids, more than the "
+            f"vocabulary of {vocab_size} of model {config.model}"
+        )
+    return tokens
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, abstract or real."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

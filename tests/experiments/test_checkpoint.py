@@ -1,0 +1,134 @@
+"""Checkpoints give back exactly what was saved, and only what was saved completely."""
+
+import functools
+import shutil
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.checkpoint import Checkpoints
+
+
+def batches():
+    return iter(grain.MapDataset.range(1000).shuffle(seed=1).repeat().to_iter_dataset())
+
+
+def state(value: float):
+    """All that optimizer states are made of: named tuples, empty nodes, scalars, bfloat16."""
+    params = {"w": jnp.full((64, 32), value, jnp.bfloat16), "norm": jnp.full((3,), value)}
+    return {
+        "params": params,
+        "opt_state": optax.chain(
+            optax.masked(optax.scale_by_adam(), {"w": True, "norm": False}), optax.scale(0.1)
+        ).init(params),
+        "step": jnp.int32(value),
+    }
+
+
+ABSTRACT = jax.eval_shape(lambda: state(0.0))
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_restores_state_data_and_time(tmp_path):
+    saved, data = state(7.0), batches()
+    for _ in range(5):
+        next(data)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest_step == 0
+    checkpoints.save(5, saved, data, seconds=1.5)
+    following = [next(data) for _ in range(3)]  # while the save may still be going on
+    checkpoints.close()
+
+    again = Checkpoints(tmp_path)
+    assert again.latest_step == 5
+    fresh = batches()
+    restored, seconds = again.restore(ABSTRACT, fresh)
+    assert_same(restored, saved)
+    assert seconds == 1.5
+    assert [next(fresh) for _ in range(3)] == following
+    again.close()
+
+
+def test_state_may_be_donated_while_it_is_saved(tmp_path):
+    @functools.partial(jax.jit, donate_argnums=0)
+    def increment(x):
+        return jax.tree.map(lambda leaf: leaf + 1, x)
+
+    large = {"x": jnp.zeros((2000, 2000))}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, large, batches(), 0.0)
+    for _ in range(10):
+        large = increment(large)
+    jax.block_until_ready(large)
+    checkpoints.close()
+    restored, _ = Checkpoints(tmp_path).restore(jax.eval_shape(lambda: large), batches())
+    np.testing.assert_array_equal(restored["x"], 0.0)
+
+
+def test_keeps_the_newest_two(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(1, 5):
+        checkpoints.save(step, state(step), batches(), 0.0)
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+
+
+# A kill may come while the arrays are written, or between the last file and the final rename.
+@pytest.mark.parametrize("missing", [["state", "commit_success.txt"], []])
+def test_ignores_a_half_written_checkpoint(tmp_path, missing):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1.0), batches(), 0.0)
+    checkpoints.close()
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "1", unfinished)
+    for name in missing:
+        remove(unfinished / name)
+
+    again = Checkpoints(tmp_path)
+    assert again.latest_step == 1
+    again.save(2, state(2.0), batches(), 0.0)
+    again.close()
+    assert not unfinished.exists()
+    assert_same(Checkpoints(tmp_path).restore(ABSTRACT, batches())[0], state(2.0))
+
+
+@pytest.mark.parametrize("lost", ["_CHECKPOINT_METADATA", "state", "data"])
+def test_survives_a_half_deleted_old_checkpoint(tmp_path, lost):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), batches(), 0.0)
+    checkpoints.close()
+    remove(tmp_path / "1" / lost)
+
+    again = Checkpoints(tmp_path)
+    assert_same(again.restore(ABSTRACT, batches())[0], state(2.0))
+    again.save(3, state(3.0), batches(), 0.0)
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_refuses_another_shape(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1.0), batches(), 0.0)
+    checkpoints.close()
+    other = {**ABSTRACT, "step": jax.ShapeDtypeStruct((2,), jnp.int32)}
+    with pytest.raises(Exception, match="shape"):
+        Checkpoints(tmp_path).restore(other, batches())
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
