@@ -18,7 +18,7 @@ from experiments.tokenizer import Tokenizer, load_tokenizer
 Batch = dict[str, np.ndarray]
 
 # Of C4's documents, those that a "bpe-N" tokenizer learns from.
-_C4_TOKENIZER_CHARACTERS = 16_000_000
+_C4_TOKENIZER_CHARACTERS = 8_000_000
 # Text per wanted validation token; a token of English rarely takes more.
 _C4_CHARACTERS_PER_TOKEN = 8
 
@@ -161,11 +161,14 @@ def load(config: DataConfig) -> TokenData:
 
 
 def _load_c4(config: DataConfig, root: str, cache: Path) -> TokenData:
-    sample = (
-        first_texts(root, "train", _C4_TOKENIZER_CHARACTERS) if "bpe" in config.tokenizer else []
+    tokenizer = load_tokenizer(
+        config.tokenizer,
+        first_texts(root, "train", _C4_TOKENIZER_CHARACTERS),
+        cache,
+        corpus_sha256=_digest(root, _C4_TOKENIZER_CHARACTERS),
     )
-    tokenizer = load_tokenizer(config.tokenizer, sample, cache, corpus_sha256=_digest(*sample))
-    texts = first_texts(root, "validation", config.validation_tokens * _C4_CHARACTERS_PER_TOKEN)
+    characters = config.validation_tokens * _C4_CHARACTERS_PER_TOKEN
+    texts = list(first_texts(root, "validation", characters))
     tokens = flatten(texts, tokenizer)
     return TokenData(
         tokenizer=tokenizer,

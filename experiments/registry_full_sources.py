@@ -17,6 +17,8 @@ from experiments.packages import Package
 from experiments.registry_sources import Documents, Source, strings_under, without_tags
 from experiments.text import is_clean_prose, is_verse_or_prose
 
+# Translations lie in folders named after a language and country, like it-IT.
+_ENGLISH_PAGE = r"^(?!.*/(?!en)[a-z]{2,3}-[A-Z]{2}/).*\.html(\.gz)?$"
 _PARAGRAPHS = frozenset({"p", "li", "dd", "dt", "blockquote", "div", "td", "th", "h1", "h2", "h3"})
 _NOT_TEXT = frozenset({"script", "style", "pre", "nav", "head"})
 
@@ -67,7 +69,7 @@ def read_debian_html(path: Path) -> Documents:
         tarfile.open(fileobj=process.stdout, mode="r|") as archive,
     ):
         for member in archive:  # the order of the package; a stream can't be sorted
-            if member.isfile() and re.search(r"\.html(\.gz)?$", member.name):
+            if member.isfile() and re.search(_ENGLISH_PAGE, member.name):
                 file = archive.extractfile(member)
                 assert file is not None
                 page = file.read()
@@ -153,9 +155,6 @@ FULL_SOURCES = (
     _debian("linux-doc-6.1", "manual of the Linux kernel", "GPL-2.0"),
     _debian("python3.11-doc", "manual of Python", "PSF-2.0"),
     _debian("postgresql-doc-15", "manual of PostgreSQL", "PostgreSQL"),
-    _debian("llvm-19-doc", "manual of LLVM", "Apache-2.0 with LLVM exception"),
-    _debian("erlang-doc", "manual of Erlang", "Apache-2.0"),
-    _debian("racket-doc", "manual of Racket", "LGPL-3.0, MIT, Apache-2.0"),
     _debian("sqlite3-doc", "manual of SQLite", "public domain"),
     _debian("rust-doc", "manual of Rust", "MIT or Apache-2.0"),
     _debian("git-doc", "manual of Git", "GPL-2.0"),

@@ -47,16 +47,13 @@ def open_c4(root: str, split: str, seed: int | None = None) -> Any:
     return datasets.load_dataset(root, data_files={split: files}, split=split, streaming=True)
 
 
-def first_texts(root: str, split: str, characters: int) -> list[str]:
+def first_texts(root: str, split: str, characters: int) -> Iterator[str]:
     """Documents from the start of a split, until they have so many characters."""
-    texts: list[str] = []
-    total = 0
     for document in open_c4(root, split):
-        texts.append(document["text"])
-        total += len(texts[-1])
-        if total >= characters:
+        yield document["text"]
+        characters -= len(document["text"])
+        if characters <= 0:
             break
-    return texts
 
 
 class Stream:
@@ -90,6 +87,9 @@ class _StreamedWindowsIterator(grain.DatasetIterator):
     from the block before) and how many of its windows are out. Restoring reads the block again.
     """
 
+    _windows: Windows
+    _window: int
+
     def __init__(self, stream: Stream, seed: int):
         super().__init__()
         self._stream = stream
@@ -97,22 +97,28 @@ class _StreamedWindowsIterator(grain.DatasetIterator):
         self.set_state({"epoch": 0, "block": 0, "documents": None, "leftover": [], "window": 0})
 
     def get_state(self) -> dict[str, Any]:
-        return {**self._block_start, "window": self._window}
+        return self._unopened_state or {**self._block_start, "window": self._window}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        # Nothing is opened before it is needed: a new iterator may be told another state first.
+        self._unopened_state: dict[str, Any] | None = state
+
+    def __next__(self) -> np.ndarray:
+        if self._unopened_state:
+            self._restore(self._unopened_state)
+            self._unopened_state = None
+        while self._window == len(self._windows):
+            self._windows = self._read_block()
+            self._window = 0
+        self._window += 1
+        return self._windows.take(np.array([self._window - 1]))[0]
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self._epoch, self._block = state["epoch"], state["block"]
         self._leftover = list(state["leftover"])
         self._open(state["documents"])
         self._windows = self._read_block()
         self._window = state["window"]
-
-    def __next__(self) -> np.ndarray:
-        while self._window == len(self._windows):
-            self._windows = self._read_block()
-            self._window = 0
-        window = self._windows.take(np.array([self._window]))[0]
-        self._window += 1
-        return window
 
     def _open(self, position: dict[str, Any] | None) -> None:
         epoch_seed = int(np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)[0])

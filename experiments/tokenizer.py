@@ -3,6 +3,7 @@
 import abc
 import hashlib
 import itertools
+import json
 import os
 import re
 import zipfile
@@ -124,7 +125,7 @@ def load_tokenizer(
     corpus_documents: Iterable[str],
     cache_dir: str | os.PathLike[str] | None = None,
     *,
-    corpus_sha256: str,
+    corpus_sha256: str | None = None,
 ) -> Tokenizer:
     """Loads a tokenizer by name.
 
@@ -133,7 +134,8 @@ def load_tokenizer(
             byte-level BPE with N ids trained on the documents; ``"bytes"``.
         corpus_documents: Training documents; only ``"bpe-N"`` reads them, on first use.
         cache_dir: See :func:`experiments.cache.cache_directory`.
-        corpus_sha256: Identifies the documents; a trained tokenizer is kept under it.
+        corpus_sha256: Identifies the documents, which then are not read to find a trained
+            tokenizer again; by default computed from them.
 
     Raises:
         ValueError: If the name is unknown.
@@ -146,6 +148,9 @@ def load_tokenizer(
         return SentencePieceTokenizer(_mistral_model(cache))
     kind, _, size = name.partition("-")
     if kind == "bpe" and size.isdecimal():
+        if corpus_sha256 is None:
+            corpus_documents = list(corpus_documents)
+            corpus_sha256 = hashlib.sha256(json.dumps(corpus_documents).encode()).hexdigest()
         return BpeTokenizer(_trained_bpe(int(size), corpus_documents, cache, corpus_sha256))
     raise ValueError(f"unknown tokenizer {name!r}: expected 'mistral', 'bytes' or 'bpe-N'")
 
