@@ -84,12 +84,12 @@ def norm_growth_limit(
             if not isinstance(node, Subspace) or node.residual_scale is None:
                 return node, previous
             norm = residual_norm(node)
-            growth = jnp.maximum(norm / (previous + eps), gamma) / gamma
-            growth = jnp.where(previous > 0, growth, 1)
             # A step without a residual says nothing about its size, an overflow nothing usable.
             known = jnp.isfinite(norm) & (norm > 0)
-            limited = jnp.where(known, norm / growth, previous).astype(previous.dtype)
-            scale = jnp.where(known, 1 / growth, 0)[..., None, None] * node.residual_scale
+            allowed = jnp.where(previous > 0, gamma * (previous + eps), norm)
+            shrink = jnp.where(known, jnp.minimum(allowed / norm, 1), 0)
+            limited = jnp.where(known, norm * shrink, previous).astype(previous.dtype)
+            scale = shrink[..., None, None] * node.residual_scale
             return node.replace(residual_scale=scale.astype(node.raw.dtype)), limited
 
         updates, previous = map_leaves(limit, updates, state.previous)

@@ -20,6 +20,8 @@ from fira_jax import basis as bases
 from fira_jax import refresh as refreshes
 from fira_jax.subspace import MatrixView, Params, path_name, unbox
 
+_LAST_TWO_AXES = MuonDimensionNumbers(-2, -1)
+
 
 class Leaf(NamedTuple):
     """What will happen to one parameter.
@@ -175,7 +177,7 @@ def match_paths(
     include: str | Sequence[str] = ".*",
     exclude: str | Sequence[str] = (),
     *,
-    dimension_numbers: Any = MuonDimensionNumbers(-2, -1),
+    dimension_numbers: Any = _LAST_TWO_AXES,
 ) -> Callable[[Params], Params]:
     """Chooses the weights to project by their paths.
 

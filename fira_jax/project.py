@@ -15,6 +15,7 @@ from fira_jax.subspace import (
     MatrixView,
     Params,
     Subspace,
+    column_energy,
     is_leaf,
     map_leaves,
     require_same_leaves,
@@ -67,8 +68,8 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
       ((2, 16), (16,))
 
     References:
-      Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024, algorithm 1. As in the released
-      code the first basis comes from the first gradient. Unlike it, basis vectors have canonical
+      Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024, algorithm 1. As in the
+      released code the first basis comes from the first gradient. Unlike it, basis vectors have canonical
       signs, so that trajectories do not depend on the linear-algebra library.
     """
     basis = bases.resolve(low_rank.basis)
@@ -80,15 +81,15 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         warn_if_nothing_is_projected(plan)
         remaining = iter(plan)
 
-        def stored(leaf: Any) -> Any:
-            what = next(remaining)
-            if what is None or what.view is None:
+        def stored(_: Any) -> Any:
+            leaf = next(remaining)
+            if leaf is None or leaf.view is None:
                 return optax.MaskedNode()
-            dtype = low_rank.basis_dtype or what.dtype
-            one = basis.init(what.view.compressed_size, what.view.rank, dtype)
+            view, dtype = leaf.view, low_rank.basis_dtype or leaf.dtype
+            one = basis.init(view.compressed_size, view.rank, dtype)
             if one is None:
                 return optax.MaskedNode()
-            return jnp.tile(one, (*what.view.batch_shape, *(1,) * one.ndim))
+            return jnp.tile(one, (*view.batch_shape, *(1,) * one.ndim))
 
         count = jnp.zeros([], jnp.int32)
         return LowRankProjectState(count, jax.tree.map(stored, unbox(params), is_leaf=is_leaf))
@@ -162,7 +163,8 @@ def project_back() -> optax.GradientTransformationExtraArgs:
             s = node.step_scale * node.residual_scale
             inside = node.step_scale * inside - node.residual_leak * s * node.raw
             # Written in the weight's own orientation: a transposed result would be copied.
-            update = node.view.lift(node.basis, inside) + node.view.canonical(s) * node.matrix
+            outside = jnp.where(node.usable, node.view.canonical(s) * node.matrix, 0)
+            update = node.view.lift(node.basis, inside) + outside
         return node.view.from_matrix(update.astype(node.matrix.dtype))
 
     return stateless(lambda updates: map_leaves(lift, updates))
@@ -188,8 +190,10 @@ def _node(
     basis = vectors(new)
     raw = view.project(basis, matrix)
     # Every entry of a column of G reaches every entry of that column of R, so the small array
-    # tells whether the large one is finite.
-    usable = jnp.isfinite(jnp.sum(jnp.square(raw), axis=(-2, -1), keepdims=True))
+    # tells whether the large one is finite. The guard itself is left to those who read the large
+    # one: a guarded copy would be a full-size temporary.
+    energy = column_energy(raw)
+    usable = jnp.isfinite(jnp.sum(energy, axis=-1, keepdims=True))
     raw = jnp.where(usable, raw, 0)
     rotation = None
     if low_rank.moments == "carry":
@@ -197,9 +201,11 @@ def _node(
             "...ar,...aq->...rq", basis, vectors(old), preferred_element_type=raw.dtype
         )
     return Subspace(
-        matrix=jnp.where(usable, matrix, 0),
+        matrix=matrix,
+        usable=usable,
         basis=basis,
         raw=raw,
+        raw_energy=jnp.where(usable, energy, 0),
         core=raw,
         scale=jnp.asarray(low_rank.scale, raw.dtype),
         step_scale=jnp.ones([], raw.dtype),

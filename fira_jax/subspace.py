@@ -117,9 +117,12 @@ class Subspace:
     it into the array :math:`U`. The full-size residual :math:`G - \kappa P R` is never formed.
 
     Attributes:
-      matrix: gradient ``[*batch, m, n]``, in the weight's own orientation.
+      matrix: gradient ``[*batch, m, n]``, in the weight's own orientation, as it came.
+      usable: whether it is finite, ``[*batch, 1, 1]``; where not, it counts as zero.
       basis: :math:`P`, ``[*batch, a, r]``.
-      raw: :math:`R`, the gradient's coordinates, ``[*batch, r, b]``, at least float32.
+      raw: :math:`R`, the gradient's coordinates, ``[*batch, r, b]``, at least float32, zero where
+        the gradient is not usable.
+      raw_energy: :math:`\lVert R_{:,j} \rVert^2`, ``[*batch, 1, b]``.
       core: :math:`N`, what the optimizer in the subspace makes of them, ``[*batch, r, b]``.
       scale: :math:`\alpha`, weight of the subspace part, scalar.
       step_scale: :math:`c`, correction of the whole step, scalar.
@@ -133,8 +136,10 @@ class Subspace:
     """
 
     matrix: jax.Array
+    usable: jax.Array
     basis: jax.Array
     raw: jax.Array
+    raw_energy: jax.Array
     core: jax.Array
     scale: jax.Array
     step_scale: jax.Array
@@ -146,13 +151,19 @@ class Subspace:
     orthonormal: bool = dataclasses.field(metadata={"static": True})
 
     @property
-    def grad(self) -> jax.Array:
-        """:math:`G` in canonical orientation, ``[*batch, a, b]``: for reductions, not products."""
-        return self.view.canonical(self.matrix)
+    def energy(self) -> jax.Array:
+        r""":math:`\lVert G_{:,j} \rVert^2` in canonical orientation, ``[*batch, 1, b]``."""
+        return jnp.where(self.usable, column_energy(self.view.canonical(self.matrix)), 0)
 
     def replace(self, **changes: Any) -> Subspace:
         """A copy with some fields rewritten."""
         return dataclasses.replace(self, **changes)
+
+
+def column_energy(x: jax.Array) -> jax.Array:
+    """Sum of squares of each column in float32 or wider: ``[..., a, b] -> [..., 1, b]``."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.sum(jnp.square(wide), axis=-2, keepdims=True)
 
 
 def is_leaf(x: Any) -> bool:
