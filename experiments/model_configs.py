@@ -49,13 +49,7 @@ def load_model_config(name_or_path: str | Path) -> tuple[LlamaConfig, dict[str, 
         raise ValueError(
             f"no model {str(name_or_path)!r}: expected the path of a .yaml file or one of\n{names}"
         )
-    content = yaml.load(path.read_text(), Loader=_Loader)
-    sections = content if isinstance(content, dict) else {}
-    model, train = sections.get("model"), sections.get("train", {})
-    well_formed = isinstance(model, dict) and isinstance(train, dict)
-    if not well_formed or set(sections) - {"model", "train"}:
-        raise ValueError(f"{path}: expected a section `model:` and, if you like, one `train:`")
-
+    model, train = _sections(path)
     fields = dataclasses.fields(LlamaConfig)
     if unknown := sorted(set(model) - {field.name for field in fields}):
         known = ", ".join(field.name for field in fields)
@@ -67,6 +61,16 @@ def load_model_config(name_or_path: str | Path) -> tuple[LlamaConfig, dict[str, 
         return LlamaConfig(**model), train
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}, model: {error}") from error
+
+
+def _sections(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    with path.open() as file:
+        content = yaml.load(file, Loader=_Loader)
+    if isinstance(content, dict) and set(content) <= {"model", "train"}:
+        model, train = content.get("model"), content.get("train", {})
+        if isinstance(model, dict) and isinstance(train, dict):
+            return model, train
+    raise ValueError(f"{path}: expected a section `model:` and, if you like, one `train:`")
 
 
 class _Loader(yaml.SafeLoader):
