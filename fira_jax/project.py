@@ -69,8 +69,8 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
 
     References:
       Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024, algorithm 1. As in the
-      released code the first basis comes from the first gradient. Unlike it, basis vectors have canonical
-      signs, so that trajectories do not depend on the linear-algebra library.
+      released code the first basis comes from the first gradient. Unlike it, basis vectors have
+      canonical signs, so that trajectories do not depend on the linear-algebra library.
     """
     basis = bases.resolve(low_rank.basis)
     rule = refreshes.resolve(low_rank.refresh)

@@ -61,7 +61,7 @@ class Randomized(Svd):
         return canonical_signs(leading).astype(stored.dtype)
 
 
-def random_signs(seed: jax.Array, shape: tuple[int, int], dtype: jax.typing.DTypeLike) -> jax.Array:
+def random_signs(seed: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
     """Independent signs, by hashing each entry's position with ``seed`` (words of 32 bits).
 
     As good a sketch as a Gaussian one, and a handful of integer operations where the generator of

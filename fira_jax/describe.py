@@ -1,0 +1,159 @@
+"""What a transformation does to every parameter, and what it costs, before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from fira_jax.low_rank import Leaf, recording
+from fira_jax.subspace import MatrixView, Params, is_leaf, path_name, unbox
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What happens to one parameter.
+
+    Attributes:
+      path: where it stands in the tree.
+      shape: its shape.
+      view: how it is read as matrices and at which rank; None if it is not projected.
+      state_bytes: bytes of optimizer state that belong to it.
+      adam_bytes: bytes of Adam's two moments in the parameter's dtype.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    view: MatrixView | None
+    state_bytes: int
+    adam_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What happens to every parameter; ``print`` shows it as a table.
+
+    Attributes:
+      rows: one for each parameter.
+      state_bytes: all optimizer state, counters included.
+      adam_bytes: Adam's two moments for the same parameters.
+    """
+
+    rows: tuple[Row, ...]
+    state_bytes: int
+    adam_bytes: int
+
+    def __str__(self) -> str:
+        """The table, with totals beside Adam's."""
+        header = ("parameter", "shape", "matrices", "compressed", "rank", "state", "Adam's")
+        body = [
+            (
+                row.path,
+                _times(row.shape),
+                *_how(row.view),
+                *map(_size, (row.state_bytes, row.adam_bytes)),
+            )
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+        lines = [
+            "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)) for r in (header, *body)
+        ]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        projected = sum(row.view is not None for row in self.rows)
+        share = f" ({self.state_bytes / self.adam_bytes:.1%})" if self.adam_bytes else ""
+        lines.append(
+            f"{projected} of {len(self.rows)} parameters projected; optimizer state "
+            f"{_size(self.state_bytes)} beside Adam's {_size(self.adam_bytes)}{share}"
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def describe(tx: optax.GradientTransformation, params: Params) -> Description:
+    """Says what ``tx`` does to every parameter and how many bytes of state it keeps.
+
+    Nothing is computed or allocated. Sees through any wrapper (``optax.chain``, ``masked``,
+    ``partition``, ``inject_hyperparams`` ...).
+
+    Args:
+      tx: a transformation that contains pieces of this library.
+      params: parameters, as arrays or as ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      A table to print, or to read row by row.
+
+    Raises:
+      ValueError: whatever ``tx.init`` would raise for these parameters.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> params = {"mlp": {"up": jnp.zeros((64, 256))}, "norm": jnp.zeros(64)}
+      >>> print(fira_jax.describe(fira_jax.fira(1e-2, rank=8), params))
+      parameter  shape     matrices  compressed  rank  state     Adam's
+      ---------  --------  --------  ----------  ----  --------  ---------
+      mlp/up     64 x 256  64 x 256  input 64    8     18.0 KiB  128.0 KiB
+      norm       64        -         -           -     512 B     512 B
+      1 of 2 parameters projected; optimizer state 18.5 KiB beside Adam's 128.5 KiB (14.4%)
+    """
+    params = unbox(params)
+    with recording() as record:
+        state = unbox(jax.eval_shape(tx.init, params))
+    decided: dict[str, Leaf] = {}
+    for leaf in record:
+        if leaf.view is not None or leaf.path not in decided:
+            decided[leaf.path] = leaf
+
+    named = [
+        (tuple(path_name([k]) for k in path), x)
+        for path, x in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)[0]
+        if hasattr(x, "shape")
+    ]
+    owned = dict.fromkeys((path for path, _ in named), 0)
+    total = 0
+    for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
+        total += _bytes(x)
+        keys = tuple(path_name([k]) for k in path)
+        # A state leaf stands where its parameter stands, below whatever keeps the state.
+        owner = next((keys[i:] for i in range(len(keys) + 1) if keys[i:] in owned), None)
+        if owner is not None and x.ndim:
+            owned[owner] += _bytes(x)
+    rows = []
+    for path, x in named:
+        name = "/".join(path)
+        view = decided[name].view if name in decided else None
+        rows.append(Row(name, tuple(x.shape), view, owned[path], 2 * _bytes(x)))
+    return Description(tuple(rows), total, sum(row.adam_bytes for row in rows))
+
+
+def _bytes(x: Any) -> int:
+    return math.prod(x.shape) * np.dtype(x.dtype).itemsize
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _how(view: MatrixView | None) -> tuple[str, str, str]:
+    if view is None:
+        return "-", "-", "-"
+    count = math.prod(view.batch_shape)
+    matrices = (
+        _times(view.matrix_shape)
+        if not view.batch_axes
+        else f"{count} of {_times(view.matrix_shape)}"
+    )
+    side = "input" if view.compress_input else "output"
+    return matrices, f"{side} {view.compressed_size}", str(view.rank)
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
