@@ -98,6 +98,16 @@ def test_the_side_of_a_document_follows_from_its_text_alone(tmp_path):
     assert set(alone.train) <= set(together.train)
 
 
+def test_short_documents_that_differ_in_punctuation_are_on_one_side(tmp_path):
+    # Too short for de-duplication, so both stay: then they must stay together.
+    lines = [sentence("x", i).split("chapter ")[1][:24] for i in range(300)]
+    rows = [json.dumps({"text": text}) for line in lines for text in (line, line.title() + "!")]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    corpus = load_corpus(str(tmp_path))
+    assert len(corpus.train) + len(corpus.validation) == 600
+    assert not set(map(normalized, corpus.train)) & set(map(normalized, corpus.validation))
+
+
 def test_a_corpus_is_built_once_and_checked_ever_after(tmp_path):
     first, _ = documents_with_copies()
     reads = []

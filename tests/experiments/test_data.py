@@ -224,13 +224,15 @@ def test_large_vocabularies_get_wider_integers(monkeypatch):
 
 def test_c4_streams_every_document_once_an_epoch(c4_config):
     data = load(c4_config)
-    tokens = np.concatenate([rows[:, :-1].ravel() for rows in take(data.train(BATCH, 0), 140)])
+    iterator = data.train(BATCH, 0)
+    tokens = np.concatenate([rows[:, :-1].ravel() for rows in take(iterator, 140)])
     texts = data.tokenizer.decode(tokens[tokens != 257].tolist()).split("train ")[1:]
     assert sorted(texts[:1200]) == sorted(
         f"file {i} document {j}" for i in range(3) for j in range(400)
     )
     assert len(set(texts[1200:-1])) == len(texts) - 1201 > 50  # on into the second epoch
-    assert texts[:400] != texts[1200:1600]
+    assert texts[:50] != texts[1200:1250]
+    assert iterator.get_state()["epoch"] == 1  # which orders the files anew
 
 
 def test_c4_resumes_exactly_across_blocks_and_epochs(c4_config):
