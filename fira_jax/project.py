@@ -214,7 +214,8 @@ def _node(
         rotation=rotation,
         refreshed=None if rotation is None else refreshed,
         view=view,
-        orthonormal=kind.orthonormal and jnp.finfo(dtype).bits >= 32,
+        orthonormal=kind.orthonormal
+        and min(jnp.finfo(x.dtype).bits for x in (basis, matrix)) >= 32,
     )
 
 

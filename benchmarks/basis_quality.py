@@ -1,0 +1,135 @@
+"""How much of a real gradient each kind of basis captures, beside the exact SVD, and how fast.
+
+    python -m benchmarks.basis_quality
+
+Trains a LLaMA on real text for some steps with Fira and looks at the gradients of its projected
+matrices on the way. "Captured" is the gradient's energy inside the subspace divided by what the
+exact rank-r SVD captures, the most that is possible. Prints a table and writes
+docs/results/basis_quality.json. About three minutes on two cores.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import fira_jax
+from experiments import data
+from experiments.metrics import write_atomically
+from experiments.model import loss
+from experiments.model_configs import load_model_config
+from experiments.step import make_init, make_train_step
+
+RESULT = Path("docs/results/basis_quality.json")
+BASES: dict[str, fira_jax.basis.Basis] = {
+    "svd": fira_jax.basis.Svd(),
+    **{
+        f"randomized p={p} q={q}": fira_jax.basis.Randomized(p, q)
+        for p, q in ((16, 0), (8, 1), (16, 1), (16, 2))
+    },
+    "dct": fira_jax.basis.Dct(),
+}
+
+
+def gradients(model: str, rank: int, at: tuple[int, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Trains ``model`` and yields the stacked gradients of its projected matrices at some steps."""
+    config, _ = load_model_config(model)
+    tokenizer = "mistral" if config.vocab_size >= 32_000 else f"bpe-{config.vocab_size}"
+    text = data.load(data.DataConfig(tokenizer=tokenizer, seq_len=256))
+    batches = text.train(batch_size=16, seed=0)
+    schedule = lambda _: 0.01  # noqa: E731
+    choose = fira_jax.match_paths(include=("attn", "mlp"))
+    optimizer = fira_jax.fira(
+        schedule, rank=rank, update_proj_gap=50, weight_dimension_numbers=choose
+    )
+    graphdef, init = make_init(config, optimizer, seed=0)
+    state = jax.jit(init)()
+    step = make_train_step(graphdef, optimizer, schedule, accumulate=1)
+    gradient = jax.jit(jax.grad(lambda params, x: loss(nnx.merge(graphdef, params), x)))
+    for count in track(range(max(at) + 1), description=f"training {model}"):
+        tokens = jnp.asarray(next(batches)["tokens"])
+        if count in at:
+            layers = gradient(state.params, tokens)["layers"]
+            yield count, {**layers["attn"], **layers["mlp"]}
+        state, _ = step(state, tokens)
+
+
+def captured(basis: fira_jax.basis.Basis, stack: jax.Array, rank: int) -> tuple[list[float], float]:
+    """Energy captured in each matrix of ``[n, a, b]``, and milliseconds a matrix."""
+
+    @jax.jit
+    def find(grad: jax.Array) -> jax.Array:
+        key = jax.random.key(0)
+        stored = basis.init(grad.shape[0], rank, grad.dtype)
+        assert stored is not None
+        stored = basis.find(grad / jnp.abs(grad).max(), stored, rank, key)
+        return basis.vectors(stored, grad.shape[0], rank, grad.dtype, key)
+
+    jax.block_until_ready(find(stack[0]))
+    begin = time.perf_counter()
+    found = jax.block_until_ready([find(grad) for grad in stack])
+    milliseconds = 1e3 * (time.perf_counter() - begin) / len(stack)
+    pairs = zip(found, stack, strict=True)
+    return [float(jnp.sum(jnp.square(p.T @ g))) for p, g in pairs], milliseconds
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["llama_1m:32", "llama_20m:64"])
+    parser.add_argument("--at", nargs="+", type=int, default=[0, 20, 100])
+    args = parser.parse_args()
+    rows = []
+    for name in args.models:
+        model, rank = name.split(":")
+        for step, layers in gradients(model, int(rank), tuple(args.at)):
+            for kind, basis in BASES.items():
+                ratios, times = [], []
+                for grad in layers.values():
+                    stack = grad if grad.shape[1] <= grad.shape[2] else grad.swapaxes(1, 2)
+                    sigma = np.linalg.svd(np.asarray(stack, np.float64), compute_uv=False)
+                    most = np.sum(sigma[:, : int(rank)] ** 2, axis=1)
+                    energy, milliseconds = captured(basis, stack, int(rank))
+                    ratios += list(np.asarray(energy) / most)
+                    times.append(milliseconds)
+                rows.append(
+                    {
+                        "model": model,
+                        "rank": int(rank),
+                        "step": step,
+                        "basis": kind,
+                        "captured_min": min(ratios),
+                        "captured_mean": statistics.mean(ratios),
+                        "matrices": len(ratios),
+                        "ms_per_matrix": statistics.mean(times),
+                    }
+                )
+    table = Table("model", "rank", "step", "basis", "captured, least", "mean", "ms a matrix")
+    for row in rows:
+        table.add_row(
+            row["model"],
+            str(row["rank"]),
+            str(row["step"]),
+            row["basis"],
+            f"{row['captured_min']:.4%}",
+            f"{row['captured_mean']:.4%}",
+            f"{row['ms_per_matrix']:.1f}",
+        )
+    Console().print(table)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(RESULT, json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
