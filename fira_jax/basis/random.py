@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -47,4 +48,6 @@ class Random:
         dtype: jax.typing.DTypeLike,
         key: jax.Array,
     ) -> jax.Array:
-        return (jax.random.normal(key, (a, rank)) / jnp.sqrt(rank)).astype(dtype)
+        # Drawn in one dtype always, or enabling x64 would change the basis.
+        vectors = jax.random.normal(key, (a, rank), jnp.float32) / math.sqrt(rank)
+        return vectors.astype(dtype)
