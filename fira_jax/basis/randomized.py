@@ -37,7 +37,7 @@ class Randomized(Svd):
     """
 
     oversample: int = 16
-    power_iterations: int = 1
+    power_iterations: int = 2
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
