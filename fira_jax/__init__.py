@@ -7,6 +7,8 @@ from fira_jax.limiter import NormGrowthLimitState as NormGrowthLimitState
 from fira_jax.limiter import norm_growth_limit as norm_growth_limit
 from fira_jax.low_rank import LowRank as LowRank
 from fira_jax.low_rank import match_paths as match_paths
+from fira_jax.methods.apollo import apollo as apollo
+from fira_jax.methods.apollo import apollo_mini as apollo_mini
 from fira_jax.methods.fira import fira as fira
 from fira_jax.methods.galore import galore as galore
 from fira_jax.moments import AdamInSubspaceState as AdamInSubspaceState
@@ -16,6 +18,7 @@ from fira_jax.project import LowRankProjectState as LowRankProjectState
 from fira_jax.project import low_rank_project as low_rank_project
 from fira_jax.project import project_back as project_back
 from fira_jax.residual import fira_residual_scale as fira_residual_scale
+from fira_jax.residual import replace_by_scaled_gradient as replace_by_scaled_gradient
 from fira_jax.subspace import MatrixView as MatrixView
 from fira_jax.subspace import Subspace as Subspace
 

@@ -119,7 +119,7 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
         keys = tuple(path_name([k]) for k in path)
         # A state leaf stands where its parameter stands, below whatever keeps the state.
         owner = next((keys[i:] for i in range(len(keys) + 1) if keys[i:] in owned), None)
-        if owner is not None and x.ndim:
+        if owner is not None and (owner or x.ndim):
             owned[owner] += _bytes(x)
     rows = []
     for path, x in named:

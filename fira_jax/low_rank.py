@@ -109,8 +109,8 @@ class LowRank:
                 raise TypeError(f"{name} must be an int, got {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        _require_choice("side", self.side, ("short", "long"))
-        _require_choice("moments", self.moments, ("keep", "carry"))
+        require_choice("side", self.side, ("short", "long"))
+        require_choice("moments", self.moments, ("keep", "carry"))
         object.__setattr__(self, "basis", bases.resolve(self.basis))
         object.__setattr__(self, "refresh", refreshes.resolve(self.refresh))
         if self.basis_dtype is not None:
@@ -279,6 +279,12 @@ def require_float_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:
         raise ValueError(f"{name} must be a floating-point dtype, got {jnp.dtype(dtype)}")
 
 
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises ``ValueError`` naming the argument unless ``value`` is among ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
 @contextlib.contextmanager
 def recording() -> Iterator[list[Leaf]]:
     """Collects what every ``LowRank`` decides inside the block, through any wrapper around it."""
@@ -293,11 +299,6 @@ def recording() -> Iterator[list[Leaf]]:
 _recorder: contextvars.ContextVar[list[Leaf] | None] = contextvars.ContextVar(
     "fira_jax_recorder", default=None
 )
-
-
-def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def _is_spec(x: Any) -> bool:

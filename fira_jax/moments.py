@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fira_jax.low_rank import LowRank, require_float_dtype
+from fira_jax.low_rank import LowRank, require_choice, require_float_dtype
 from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, unbox
 
 
@@ -75,10 +75,7 @@ def scale_by_adam_in_subspace(
       follows the squared overlap, :math:`V \leftarrow (T \circ T) V` with
       :math:`T = P_{new}^\top P_{old}`, which keeps it non-negative.
     """
-    if bias_correction not in ("outside", "inside", "none"):
-        raise ValueError(
-            f"bias_correction must be 'outside', 'inside' or 'none', got {bias_correction!r}"
-        )
+    require_choice("bias_correction", bias_correction, ("outside", "inside", "none"))
     for name, dtype in (("mu_dtype", mu_dtype), ("nu_dtype", nu_dtype)):
         if dtype is not None:
             require_float_dtype(name, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -155,17 +156,18 @@ def project_back() -> optax.GradientTransformationExtraArgs:
     def lift(node: Any) -> Any:
         if not isinstance(node, Subspace):
             return node
-        inside = node.scale * node.core
-        if node.residual_scale is None:
-            update = node.view.lift(node.basis, node.step_scale * inside)
-        else:
-            assert node.residual_leak is not None
+        parts, inside = [], []
+        if node.core is not None:
+            inside.append(node.step_scale * node.scale * node.core)
+        if node.residual_scale is not None:
             s = node.step_scale * node.residual_scale
-            inside = node.step_scale * inside - node.residual_leak * s * node.raw
+            if node.residual_leak is not None:
+                inside.append(-node.residual_leak * s * node.raw)
             # Written in the weight's own orientation: a transposed result would be copied.
-            outside = jnp.where(node.usable, node.view.canonical(s) * node.matrix, 0)
-            update = node.view.lift(node.basis, inside) + outside
-        return node.view.from_matrix(update.astype(node.matrix.dtype))
+            parts.append(jnp.where(node.usable, node.view.canonical(s) * node.matrix, 0))
+        if inside:
+            parts.append(node.view.lift(node.basis, functools.reduce(jnp.add, inside)))
+        return node.view.from_matrix(functools.reduce(jnp.add, parts).astype(node.matrix.dtype))
 
     return stateless(lambda updates: map_leaves(lift, updates))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.low_rank import require_choice
 from fira_jax.subspace import Subspace, column_energy, map_leaves, stateless
 
 
@@ -51,21 +52,13 @@ def fira_residual_scale(
     References:
       Chen et al., `Fira <https://arxiv.org/abs/2410.01623>`_, 2024, section 4.2 and algorithm 1.
     """
-    if form not in ("released", "paper"):
-        raise ValueError(f"form must be 'released' or 'paper', got {form!r}")
-    if granularity not in ("column", "matrix"):
-        raise ValueError(f"granularity must be 'column' or 'matrix', got {granularity!r}")
+    require_choice("form", form, ("released", "paper"))
+    require_choice("granularity", granularity, ("column", "matrix"))
 
     def add_residual(node: Any) -> Any:
         if not isinstance(node, Subspace):
             return node
-        after, before = column_energy(node.core), node.raw_energy
-        if granularity == "matrix":
-            after, before = (
-                jnp.broadcast_to(jnp.sum(x, axis=-1, keepdims=True), x.shape)
-                for x in (after, before)
-            )
-        phi = (jnp.sqrt(after) / (jnp.sqrt(before) + eps)).astype(node.raw.dtype)
+        phi = norm_ratio(node, granularity, eps)
         if form == "released":
             return node.replace(residual_scale=phi, residual_leak=node.scale)
         return node.replace(
@@ -73,6 +66,74 @@ def fira_residual_scale(
         )
 
     return stateless(lambda updates: map_leaves(add_residual, updates))
+
+
+def replace_by_scaled_gradient(
+    scale: jax.typing.ArrayLike = 1.0,
+    *,
+    granularity: Literal["column", "matrix"] = "column",
+    eps: jax.typing.ArrayLike = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lets the whole gradient move, scaled as the optimizer in the subspace scaled its sketch.
+
+    .. math::
+
+        U = c \sqrt{\alpha}\, \phi \circ G, \qquad
+        \phi_j = \frac{\lVert N_{:,j} \rVert}{\lVert R_{:,j} \rVert + \epsilon}
+
+    Nothing is lifted from the subspace: it only measures. Keeps no state.
+
+    Args:
+      scale: :math:`\alpha`; its root multiplies the update, as in the released code.
+      granularity: one :math:`\phi` for each ``"column"`` of the canonical matrix ("channel" in the
+        paper) or one for the ``"matrix"`` ("tensor").
+      eps: :math:`\epsilon`.
+
+    Raises:
+      ValueError: unknown ``granularity``.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp, optax
+      >>> low_rank = fira_jax.LowRank(rank=2, basis="random")
+      >>> tx = optax.chain(
+      ...     fira_jax.low_rank_project(low_rank),
+      ...     fira_jax.scale_by_adam_in_subspace(low_rank),
+      ...     fira_jax.replace_by_scaled_gradient(),
+      ...     fira_jax.project_back(),
+      ... )
+      >>> state = tx.init({"w": jnp.ones((8, 16))})
+
+    References:
+      Zhu et al., `APOLLO: SGD-like Memory, AdamW-level Performance
+      <https://arxiv.org/abs/2412.05270>`_, 2024, algorithm 1.
+    """
+    require_choice("granularity", granularity, ("column", "matrix"))
+
+    def replace(node: Any) -> Any:
+        if not isinstance(node, Subspace):
+            return node
+        phi = jnp.sqrt(scale) * norm_ratio(node, granularity, eps)
+        return node.replace(
+            core=None, residual_scale=phi.astype(node.raw.dtype), residual_leak=None
+        )
+
+    return stateless(lambda updates: map_leaves(replace, updates))
+
+
+def norm_ratio(
+    node: Subspace, granularity: Literal["column", "matrix"], eps: jax.typing.ArrayLike
+) -> jax.Array:
+    r"""How much the optimizer in the subspace stretched what it was given, ``[*batch, 1, b]``.
+
+    :math:`\lVert N \rVert / (\lVert R \rVert + \epsilon)` of each column, or of the whole matrix.
+    """
+    assert node.core is not None
+    after, before = column_energy(node.core), node.raw_energy
+    if granularity == "matrix":
+        after, before = (
+            jnp.broadcast_to(jnp.sum(x, axis=-1, keepdims=True), x.shape) for x in (after, before)
+        )
+    return (jnp.sqrt(after) / (jnp.sqrt(before) + eps)).astype(node.raw.dtype)
 
 
 def residual_norm(node: Subspace) -> jax.Array:
@@ -91,9 +152,10 @@ def residual_norm(node: Subspace) -> jax.Array:
     orthonormal basis leaves exactly :math:`(1 - \kappa) G`, which is used as it stands.
     """
     assert node.residual_scale is not None
-    assert node.residual_leak is not None
     kappa, inside = node.residual_leak, node.raw_energy
-    if node.orthonormal and node.view.rank == node.view.compressed_size:
+    if kappa is None:
+        columns = node.energy
+    elif node.orthonormal and node.view.rank == node.view.compressed_size:
         columns = jnp.square(1 - kappa) * inside
     else:
         lifted = inside

@@ -123,11 +123,13 @@ class Subspace:
       raw: :math:`R`, the gradient's coordinates, ``[*batch, r, b]``, at least float32, zero where
         the gradient is not usable.
       raw_energy: :math:`\lVert R_{:,j} \rVert^2`, ``[*batch, 1, b]``.
-      core: :math:`N`, what the optimizer in the subspace makes of them, ``[*batch, r, b]``.
+      core: :math:`N`, what the optimizer in the subspace makes of them, ``[*batch, r, b]``; None if
+        the update has no part that is lifted from the subspace.
       scale: :math:`\alpha`, weight of the subspace part, scalar.
       step_scale: :math:`c`, correction of the whole step, scalar.
       residual_scale: :math:`s`, ``[*batch, 1, b]``, or None for no residual.
-      residual_leak: :math:`\kappa`, scalar: 1 removes the subspace part from the residual exactly.
+      residual_leak: :math:`\kappa`, scalar: 1 removes the subspace part from the residual exactly;
+        None keeps all of it (:math:`\kappa = 0`, at no cost).
       rotation: :math:`P_{new}^\top P_{old}`, ``[*batch, r, r]``, when moments are to be carried
         into a new basis; None otherwise.
       refreshed: whether any basis changed at this step, bool scalar; None with ``rotation``.
@@ -140,7 +142,7 @@ class Subspace:
     basis: jax.Array
     raw: jax.Array
     raw_energy: jax.Array
-    core: jax.Array
+    core: jax.Array | None
     scale: jax.Array
     step_scale: jax.Array
     residual_scale: jax.Array | None

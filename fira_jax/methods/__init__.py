@@ -1,4 +1,6 @@
 """The published methods, each a chain of the pieces."""
 
+from fira_jax.methods.apollo import apollo as apollo
+from fira_jax.methods.apollo import apollo_mini as apollo_mini
 from fira_jax.methods.fira import fira as fira
 from fira_jax.methods.galore import galore as galore
