@@ -49,7 +49,7 @@ class LlamaConfig:
             float32 whatever it is.
         param_dtype: Type in which parameters are stored.
         remat: Keep only each layer's input for the backward pass and recompute everything else. By
-            default the outputs of the seven kernels are kept too.
+            default the kernels' outputs are kept too.
 
     Raises:
         ValueError: If sizes are not positive integers or do not divide as described.
