@@ -75,10 +75,12 @@ def random_signs(seed: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTyp
 
 
 def orthonormalise(span: jax.Array, seed: jax.Array) -> jax.Array:
-    r"""Orthonormal columns with the same span: shifted Cholesky-QR, three times.
+    r"""Orthonormal columns with the same span: shifted Cholesky-QR, five times.
 
     Directions that ``span`` lacks (a gradient of low rank) are filled by a random perturbation of
-    1e-4 of its root-mean-square entry, which costs 1e-8 of the energy.
+    1e-4 of its root-mean-square entry, which costs 1e-8 of the energy. Four passes bring even the
+    weakest direction of a square span (a rank of ``a``) to length; the last is all but unshifted,
+    since the shift itself leaves every column short, at 144 columns by 3e-5.
 
     Args:
       span: ``[a, k]`` with ``k <= a``.
@@ -87,10 +89,10 @@ def orthonormalise(span: jax.Array, seed: jax.Array) -> jax.Array:
     rms = jnp.sqrt(jnp.mean(jnp.square(span)))
     floor = jnp.finfo(span.dtype).tiny
     span = span + 1e-4 * jnp.maximum(rms, floor) * random_signs(seed, span.shape, span.dtype)
-    return jax.lax.fori_loop(0, 3, lambda _, x: _divide_by_gram_root(x), span)
+    return jax.lax.fori_loop(0, 5, lambda i, x: _divide_by_gram_root(x, last=i == 4), span)
 
 
-def _divide_by_gram_root(span: jax.Array) -> jax.Array:
+def _divide_by_gram_root(span: jax.Array, last: jax.typing.ArrayLike = False) -> jax.Array:
     """One pass of Cholesky-QR, on a Gram matrix raised by some units of rounding.
 
     The shift makes the factor exist whatever the rank; directions it drowns come out short
@@ -98,7 +100,8 @@ def _divide_by_gram_root(span: jax.Array) -> jax.Array:
     """
     k = span.shape[1]
     gram = span.T @ span
-    shift = 4 * jnp.finfo(span.dtype).eps * jnp.trace(gram)
+    trace = jnp.trace(gram)
+    shift = 4 * jnp.finfo(span.dtype).eps * jnp.where(last, trace / k, trace)
     factor = jax.lax.linalg.cholesky(
         gram + shift * jnp.eye(k, dtype=span.dtype), symmetrize_input=False
     )
