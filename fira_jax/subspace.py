@@ -31,6 +31,12 @@ class MatrixView:
       output_axes: axes that form ``n``.
       compress_input: whether ``a`` is ``m`` (else it is ``n``).
       rank: ``r``, dimension of the subspace.
+
+    Example:
+      >>> import fira_jax
+      >>> view = fira_jax.MatrixView((4, 64, 176), (0,), (1,), (2,), compress_input=True, rank=8)
+      >>> view.batch_shape, view.matrix_shape, view.compressed_size
+      ((4,), (64, 176), 64)
     """
 
     shape: tuple[int, ...]
@@ -135,6 +141,14 @@ class Subspace:
       refreshed: whether any basis changed at this step, bool scalar; None with ``rotation``.
       view: how the weight is read as matrices.
       orthonormal: whether the columns of ``basis`` are orthonormal to float32 precision.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> project = fira_jax.low_rank_project(fira_jax.LowRank(rank=2))
+      >>> grads = {"w": jnp.ones((8, 16))}
+      >>> node = project.update(grads, project.init(grads))[0]["w"]
+      >>> node.basis.shape, node.raw.shape, node.core.shape
+      ((8, 2), (2, 16), (2, 16))
     """
 
     matrix: jax.Array

@@ -23,6 +23,11 @@ def resolve(basis: str | Basis) -> Basis:
     Raises:
       ValueError: unknown name.
       TypeError: an object that lacks the protocol's methods.
+
+    Example:
+      >>> import fira_jax
+      >>> fira_jax.basis.resolve("svd")
+      Svd()
     """
     if isinstance(basis, str):
         if basis not in _NAMED:

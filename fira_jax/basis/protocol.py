@@ -18,6 +18,11 @@ class Basis(Protocol):
 
     Attributes:
       orthonormal: whether :meth:`vectors` has orthonormal columns.
+
+    Example:
+      >>> import fira_jax
+      >>> isinstance(fira_jax.basis.Svd(), fira_jax.basis.Basis)
+      True
     """
 
     orthonormal: bool
