@@ -6,12 +6,11 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
-from fira_jax.low_rank import Leaf, recording
-from fira_jax.subspace import MatrixView, Params, is_leaf, path_name, unbox
+from fira_jax.ownership import owned_state
+from fira_jax.subspace import MatrixView, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +40,12 @@ class Description:
       rows: one for each parameter.
       state_bytes: all optimizer state, counters included.
       adam_bytes: Adam's two moments for the same parameters.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> table = fira_jax.describe(fira_jax.fira(1e-2, rank=8), {"w": jnp.zeros((64, 256))})
+      >>> table.rows[0].view.rank, table.rows[0].state_bytes, table.rows[0].adam_bytes
+      (8, 18436, 131072)
     """
 
     rows: tuple[Row, ...]
@@ -99,34 +104,17 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
       norm       64        -         -           -     512 B     512 B
       1 of 2 parameters projected; optimizer state 18.5 KiB beside Adam's 128.5 KiB (14.4%)
     """
-    params = unbox(params)
-    with recording() as record:
-        state = unbox(jax.eval_shape(tx.init, params))
-    decided: dict[str, Leaf] = {}
-    for leaf in record:
-        if leaf.view is not None or leaf.path not in decided:
-            decided[leaf.path] = leaf
-
-    named = [
-        (tuple(path_name([k]) for k in path), x)
-        for path, x in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)[0]
-        if hasattr(x, "shape")
-    ]
-    owned = dict.fromkeys((path for path, _ in named), 0)
-    total = 0
-    for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
-        total += _bytes(x)
-        keys = tuple(path_name([k]) for k in path)
-        # A state leaf stands where its parameter stands, below whatever keeps the state.
-        owner = next((keys[i:] for i in range(len(keys) + 1) if keys[i:] in owned), None)
-        if owner is not None and (owner or x.ndim):
-            owned[owner] += _bytes(x)
-    rows = []
-    for path, x in named:
-        name = "/".join(path)
-        view = decided[name].view if name in decided else None
-        rows.append(Row(name, tuple(x.shape), view, owned[path], 2 * _bytes(x)))
-    return Description(tuple(rows), total, sum(row.adam_bytes for row in rows))
+    parameters, owned, _ = owned_state(tx, params)
+    state_bytes = dict.fromkeys((leaf.path for leaf in parameters), 0)
+    for item in owned:
+        if item.owner is not None:
+            state_bytes[item.owner.path] += _bytes(item.array)
+    rows = tuple(
+        Row(leaf.path, leaf.shape, leaf.view, state_bytes[leaf.path], 2 * _bytes(leaf))
+        for leaf in parameters
+    )
+    total = sum(_bytes(item.array) for item in owned)
+    return Description(rows, total, sum(row.adam_bytes for row in rows))
 
 
 def _bytes(x: Any) -> int:

@@ -68,7 +68,7 @@ def norm_growth_limit(
             leaf = next(plan)
             if leaf is None or leaf.view is None:
                 return optax.MaskedNode()
-            return jnp.zeros(leaf.view.batch_shape, jnp.float32)
+            return jnp.zeros(leaf.view.batch_shape, jnp.promote_types(leaf.dtype, jnp.float32))
 
         return NormGrowthLimitState(jax.tree.map(unset, unbox(params), is_leaf=is_leaf))
 

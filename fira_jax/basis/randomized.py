@@ -51,7 +51,7 @@ class Randomized(Svd):
         with jax.default_matmul_precision("float32"):
             seed = jax.random.key_data(key)
             columns = min(rank + self.oversample, *grad.shape)
-            span = grad @ random_signs(seed, (grad.shape[1], columns), grad.dtype)
+            span = grad @ random_uniform(seed, (grad.shape[1], columns), grad.dtype)
             for _ in range(self.power_iterations):
                 span = grad @ (grad.T @ _divide_by_gram_root(span))
             span = orthonormalise(span, ~seed)
@@ -61,17 +61,20 @@ class Randomized(Svd):
         return canonical_signs(leading).astype(stored.dtype)
 
 
-def random_signs(seed: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Independent signs, by hashing each entry's position with ``seed`` (words of 32 bits).
+def random_uniform(
+    seed: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """Independent numbers in [-1, 1), by hashing each entry's position with ``seed`` (two words).
 
     As good a sketch as a Gaussian one, and a handful of integer operations where the generator of
-    ``jax.random`` takes most of the compile time of a whole refresh.
+    ``jax.random`` takes most of the compile time of a whole refresh. (Random signs would be
+    simpler still, but may cancel: the sketch of a small constant gradient is zero for some seeds.)
     """
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, i) for i in (0, 1))
     x = (row * jnp.uint32(0x9E3779B1) ^ seed[0]) + (column * jnp.uint32(0x85EBCA77) ^ seed[-1])
     for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ (x >> shift)) * jnp.uint32(multiplier)
-    return jnp.where(x >> 31 == 0, 1, -1).astype(dtype)
+    return (x >> 8).astype(dtype) * 2.0**-23 - 1
 
 
 def orthonormalise(span: jax.Array, seed: jax.Array) -> jax.Array:
@@ -87,8 +90,8 @@ def orthonormalise(span: jax.Array, seed: jax.Array) -> jax.Array:
       seed: words that seed the perturbation.
     """
     rms = jnp.sqrt(jnp.mean(jnp.square(span)))
-    floor = jnp.finfo(span.dtype).tiny
-    span = span + 1e-4 * jnp.maximum(rms, floor) * random_signs(seed, span.shape, span.dtype)
+    floor = jnp.finfo(span.dtype).eps  # its square must not vanish
+    span = span + 1e-4 * jnp.maximum(rms, floor) * random_uniform(seed, span.shape, span.dtype)
     return jax.lax.fori_loop(0, 5, lambda i, x: _divide_by_gram_root(x, last=i == 4), span)
 
 
@@ -100,8 +103,8 @@ def _divide_by_gram_root(span: jax.Array, last: jax.typing.ArrayLike = False) ->
     """
     k = span.shape[1]
     gram = span.T @ span
-    trace = jnp.trace(gram)
-    shift = 4 * jnp.finfo(span.dtype).eps * jnp.where(last, trace / k, trace)
+    trace, of = jnp.trace(gram), jnp.finfo(span.dtype)
+    shift = jnp.maximum(4 * of.eps * jnp.where(last, trace / k, trace), of.tiny)
     factor = jax.lax.linalg.cholesky(
         gram + shift * jnp.eye(k, dtype=span.dtype), symmetrize_input=False
     )
