@@ -73,7 +73,8 @@ class PretrainConfig:
     accumulate: int = 1
     """Micro-batches that one update's batch is split into, to save activation memory."""
     dataset: str = "registry"
-    """"registry" (English text from pinned packages) or a folder of your own .txt or .jsonl."""
+    """"registry" (English text from pinned packages), "registry_full" (more of it), "c4" (streamed
+    from the hub) or a folder of your own .txt or .jsonl."""
     tokenizer: str | None = None
     """"mistral" (32,000 ids), "bpe-N" (trained on the text) or "bytes"; default: as large as the
     model's vocabulary."""

@@ -110,17 +110,22 @@ class ProgressLine:
     def update(self, step: int, loss: float) -> None:
         """Shows that ``step`` ended with ``loss``."""
         now, live = time.monotonic(), self._console.is_terminal
-        if self._last is None:  # the first step pays for compilation: not a rate
+        if self._last is None:  # the first step, too, pays for more than itself
             self._last = step, now
         elapsed = now - self._last[1]
         if elapsed > (0.5 if live else self._every) or step == self._steps:
-            self._rate = (step - self._last[0]) / max(elapsed, 1e-9)
+            if step > self._last[0]:
+                self._rate = (step - self._last[0]) / elapsed
             self._last = step, now
             if not live:
-                left = (self._steps - step) / self._rate if self._rate else math.nan
-                self.say(f"step {step}/{self._steps}  {self._numbers(loss)}  {left:.0f} s left")
+                left = f"{(self._steps - step) / self._rate:.0f} s left" if self._rate else ""
+                self.say(f"step {step}/{self._steps}  {self._numbers(loss)}  {left}")
         if live:
             self._bar.update(self._task, completed=step, description=self._numbers(loss))
+
+    def skip_time(self) -> None:
+        """Leaves out of the rate what passed since the last step, such as an evaluation."""
+        self._last = None
 
     def say(self, text: str) -> None:
         """Prints a line that stays, above the bar."""

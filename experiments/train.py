@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import time
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -58,8 +59,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     optimizer = build_optimizer(config, schedule)
     graphdef, init_state = make_init(model_config, optimizer, config.seed)
     abstract_state = jax.eval_shape(init_state)
-    if hasattr(fira_jax, "describe"):
-        print(fira_jax.describe(optimizer, abstract_state.params))
+    print(fira_jax.describe(optimizer, abstract_state.params))
 
     batches = tokens.train(config.batch_size, config.seed)
     micro_batch_size = config.batch_size // config.accumulate
@@ -76,7 +76,12 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     evaluate = make_evaluate(graphdef)
     tokens_per_step = config.batch_size * config.seq_len
     log = MetricsLog(directory, start)
-    with ProgressLine(start, config.steps, tokens_per_step) as line:
+    with (
+        closing(batches),
+        closing(checkpoints),
+        closing(log),
+        ProgressLine(start, config.steps, tokens_per_step) as line,
+    ):
         report = DelayedReport(log, line)
         if start < stop:
             line.say("compiling the update ...")
@@ -96,26 +101,27 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             seconds += time.perf_counter() - began
             if evaluate_now:
                 report.add({"eval_loss": evaluate(state.params, validation)})
+            line.skip_time()
             if save_now:
                 report.flush()  # a checkpoint never gets ahead of the log
                 if report.bad_steps == 0:
                     checkpoints.save(step, state, batches, seconds)
             began = time.perf_counter()
         report.flush()
-    checkpoints.close()
-    log.close()
     if stop < config.steps:
         print(f"stopped after step {stop} of {config.steps}; without --stop-after it goes on")
         return {}
 
     last = read_metrics(directory / "metrics.jsonl")[-1]
+    if last["eval_loss"] is None:
+        raise DivergedError("the run ended with a validation loss that is NaN or infinite")
     summary = {
         "steps": config.steps,
         "eval_loss": last["eval_loss"],
         "perplexity": last["perplexity"],
         "bits_per_byte": last["eval_loss"] / math.log(2) / tokens.bytes_per_token,
         "tokens_per_second": tokens_per_step * config.steps / seconds,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_state.params)),
+        "parameters": model_config.parameter_count,
         "optimizer_state_bytes": tree_bytes(abstract_state.opt_state),
     }
     write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
