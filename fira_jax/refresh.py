@@ -115,10 +115,11 @@ def _refresh_alike(
     """Refreshes parameters whose matrices have the same canonical shape."""
     rank, item_shape = views[0].rank, stored[0].shape[len(views[0].batch_shape) :]
     # A parameter that is a stack stays where it stands, however large. Single matrices are copied
-    # into one: to pick each by a branch of its own would take the compiler longer.
+    # into one: to pick each by a branch of its own would take the compiler longer. (Its key is a
+    # tuple, since the position 1 would equal True.)
     together = collections.defaultdict(list)
     for i, view in enumerate(views):
-        together[i if view.batch_axes else view.compress_input].append(i)
+        together[(i,) if view.batch_axes else view.compress_input].append(i)
     order = [i for members in together.values() for i in members]
 
     def refresh_all() -> list[jax.Array]:
