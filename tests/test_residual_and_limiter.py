@@ -1,0 +1,208 @@
+"""The part of the gradient outside the subspace: where it lies, its norm, how fast it may grow."""
+
+from __future__ import annotations
+
+import functools
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from optax.contrib import MuonDimensionNumbers
+from support import examples, normal, with_spectrum
+
+import fira_jax
+from fira_jax.residual import residual_norm
+
+SEEDS = st.integers(0, 2**31 - 1)
+SHAPES = {"tall": (9, 6), "wide": (6, 9), "square": (7, 7), "stack": (3, 6, 9), "row": (1, 8)}
+RANK = 3
+
+
+FREE = 1e30  # a growth factor that never limits
+
+
+@functools.cache
+def walk(form: str, basis: str = "svd", basis_dtype=None, granularity: str = "column"):
+    """Jitted: gradients stacked along axis 0, γ -> nodes before ``project_back``, norms, state."""
+    low_rank = fira_jax.LowRank(
+        RANK, 2, basis=basis, basis_dtype=basis_dtype,
+        weight_dimension_numbers=MuonDimensionNumbers(-2, -1),
+    )  # fmt: skip
+
+    @jax.jit
+    def nodes(grads, gamma):
+        tx = optax.chain(
+            fira_jax.low_rank_project(low_rank),
+            fira_jax.scale_by_adam_in_subspace(low_rank),
+            fira_jax.fira_residual_scale(form, granularity=granularity),
+            fira_jax.norm_growth_limit(low_rank, gamma),
+        )
+
+        def step(state, grad):
+            node, state = tx.update(grad, state)
+            norms = jax.tree.map(
+                residual_norm, node, is_leaf=lambda x: isinstance(x, fira_jax.Subspace)
+            )
+            return state, (node, norms, state[3].previous)
+
+        return jax.lax.scan(step, tx.init(jax.tree.map(lambda g: g[0], grads)), grads)[1]
+
+    return nodes
+
+
+def residual(node: fira_jax.Subspace) -> np.ndarray:
+    """s∘(G - κPR) formed at full size in float64, canonical orientation, for stacked steps."""
+    node = jax.tree.map(lambda x: np.asarray(x, np.float64), node)
+    grad = np.where(node.usable, node.matrix, 0)
+    grad = grad if node.view.compress_input else np.swapaxes(grad, -1, -2)
+    leak = np.reshape(node.residual_leak, (-1, *(1,) * (grad.ndim - 1)))
+    steps, *_, a, r = node.basis.shape  # a random basis has no batch axes
+    basis = (
+        node.basis.reshape(steps, *(1,) * (grad.ndim - 3), a, r)
+        if node.basis.ndim == 3
+        else node.basis
+    )
+    return node.residual_scale * (grad - leak * (basis @ node.raw))
+
+
+def frobenius(x: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(np.asarray(x, np.float64), axis=(-2, -1))
+
+
+# --- the limiter ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [1.01, 1.5])
+@examples(max_examples=10)
+@given(
+    seed=SEEDS,
+    sizes=st.lists(st.sampled_from([1e-6, 0.1, 1.0, 30.0, 1e5]), min_size=6, max_size=6),
+)
+def test_residual_never_grows_by_more_than_gamma(gamma, seed, sizes):
+    grads = {name: normal(seed, 6, *shape) for name, shape in SHAPES.items()}
+    grads = jax.tree.map(lambda g: g * np.float32(sizes).reshape(-1, *(1,) * (g.ndim - 1)), grads)
+    nodes, _, previous = walk("released")(grads, gamma)
+    unlimited, _, _ = walk("released")(grads, FREE)
+    for name in SHAPES:
+        norm, free = frobenius(residual(nodes[name])), frobenius(residual(unlimited[name]))
+        growth = norm[1:] / (norm[:-1] + 1e-8)
+        assert growth.max() <= gamma * (1 + 1e-4), name
+        # It holds back no more than that, and remembers what it let through.
+        expected = np.minimum(free[1:], gamma * (norm[:-1] + 1e-8))
+        np.testing.assert_allclose(norm[1:], expected, rtol=2e-4, err_msg=name)
+        np.testing.assert_allclose(norm[0], free[0], rtol=2e-4, err_msg=name)
+        np.testing.assert_allclose(previous[name], norm, rtol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("unusable", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("when", [0, 3])
+def test_limiter_survives_a_step_without_a_residual(unusable, when):
+    """The released one, once it has seen a norm of zero, lets nothing past for 1,500 steps."""
+    grads = {name: normal(5, 6, *shape) for name, shape in SHAPES.items()}
+    hurt = jax.tree.map(np.copy, grads)
+    for g in hurt.values():
+        g[when] = unusable
+    nodes, _, previous = walk("released")(hurt, 1.01)
+    for name in SHAPES:
+        norm, kept = frobenius(residual(nodes[name])), np.asarray(previous[name])
+        shape = nodes[name].residual_scale.shape
+        assert np.asarray(nodes[name].residual_scale)[when].tolist() == np.zeros(shape[1:]).tolist()
+        assert np.isfinite(kept).all()
+        after = norm[when + 1]
+        if when == 0:  # nothing is known yet: the next one passes whole
+            np.testing.assert_array_equal(kept[0], np.zeros_like(kept[0]))
+            free = frobenius(residual(walk("released")(hurt, FREE)[0][name]))[1]
+            np.testing.assert_allclose(after, free, rtol=2e-4, err_msg=name)
+        else:
+            np.testing.assert_array_equal(kept[when], kept[when - 1])
+            assert (after > 0.1 * norm[when - 1]).all(), name
+
+
+# --- where the residual lies ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("basis", ["svd", "randomized"])
+@examples(max_examples=5)
+@given(seed=SEEDS)
+def test_residual_is_orthogonal_to_the_subspace(basis, seed):
+    """κ = 1 removes the subspace part exactly, and column scales cannot bring it back."""
+    grads = {name: normal(seed, 4, *shape) for name, shape in SHAPES.items()}
+    nodes, _, _ = walk("paper", basis)(grads, 1.01)
+    for name, node in nodes.items():
+        inside = np.swapaxes(node.basis, -1, -2) @ residual(node)
+        whole = frobenius(node.residual_scale * np.ones((node.view.compressed_size, 1)))
+        assert (frobenius(inside) <= 1e-5 * whole * np.abs(node.matrix).max()).all(), name
+
+
+@pytest.mark.parametrize("granularity", ["column", "matrix"])
+def test_residual_is_scaled_as_the_core_was(granularity):
+    grads = {name: normal(0, 3, *shape) for name, shape in SHAPES.items()}
+    nodes, _, _ = walk("released", granularity=granularity)(grads, FREE)
+    for name, node in nodes.items():
+        axes = -2 if granularity == "column" else (-2, -1)
+        core, raw = (np.linalg.norm(x, axis=axes, keepdims=True) for x in (node.core, node.raw))
+        expected = np.broadcast_to(core / (raw + 1e-8), node.residual_scale.shape)
+        np.testing.assert_allclose(node.residual_scale, expected, rtol=1e-5, err_msg=name)
+
+
+def test_update_is_the_sum_of_its_parts():
+    """U = c (α P N + s∘(G - κ P R)), formed at full size."""
+    grads = {name: normal(1, 3, *shape) for name, shape in SHAPES.items()}
+    for form in ("released", "paper"):
+        nodes, _, _ = walk(form)(grads, 1.01)
+        updates, _ = jax.jit(
+            lambda nodes: fira_jax.project_back().update(nodes, optax.EmptyState())
+        )(jax.tree.map(lambda x: x[2], nodes))
+        for name, node in nodes.items():
+            whole = residual(node)[2]
+            last = jax.tree.map(lambda x: np.asarray(x[2], np.float64), node)
+            whole = last.step_scale * (last.scale * last.basis @ last.core + whole)
+            whole = whole if node.view.compress_input else np.swapaxes(whole, -1, -2)
+            np.testing.assert_allclose(updates[name], whole, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+# --- its norm ---------------------------------------------------------------------------------
+
+
+def norm_error(nodes, norms) -> float:
+    """Largest gap between the norm from small arrays and the direct one, relative to ‖s∘G‖."""
+    worst = 0.0
+    for name, node in nodes.items():
+        grad = node.matrix if node.view.compress_input else np.swapaxes(node.matrix, -1, -2)
+        whole = frobenius(np.asarray(node.residual_scale) * np.asarray(grad, np.float64))
+        gap = np.abs(frobenius(residual(node)) - np.asarray(norms[name], np.float64))
+        worst = max(worst, float((gap / np.where(whole == 0, 1, whole)).max()))
+    return worst
+
+
+@pytest.mark.parametrize(
+    ("form", "basis", "basis_dtype"),
+    [
+        ("released", "svd", None),
+        ("paper", "svd", None),
+        ("paper", "randomized", None),
+        ("paper", "random", None),
+        ("paper", "svd", jnp.bfloat16),
+    ],
+)
+def test_pythagorean_norm_equals_the_direct_norm(form, basis, basis_dtype):
+    def worst(*sizes):
+        errors = []
+        for size in sizes:
+            grads = {name: normal(0, 6, *shape) for name, shape in SHAPES.items()}
+            for grad in grads.values():
+                for index in np.ndindex(grad.shape[:-2]):
+                    values = np.full(min(grad.shape[-2:]), size)
+                    values[:RANK] = [3.0, 2.0, 1.0][: len(values)]
+                    grad[index] = with_spectrum(sum(index), *grad.shape[-2:], values)
+            errors.append(norm_error(*walk(form, basis, basis_dtype)(grads, FREE)[:2]))
+        return max(errors)
+
+    # Relative to ‖s∘G‖. Ordinary gradients; then the residual shrinks to nothing: its square is
+    # known to some units of rounding of ‖s∘G‖², so the norm to their root.
+    assert worst(2.0, 0.5) < (1e-3 if basis_dtype else 1e-5)
+    assert worst(1e-2, 1e-3, 1e-5, 0.0) < 1e-3
