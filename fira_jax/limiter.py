@@ -18,7 +18,8 @@ class NormGrowthLimitState(NamedTuple):
 
     Attributes:
       previous: norm of each matrix's last residual that was not zero, after limiting, float32
-        ``[*batch]``; 0 before the first; ``optax.MaskedNode`` for parameters not projected.
+        or wider ``[*batch]``; 0 before the first; ``optax.MaskedNode`` for parameters not
+        projected.
     """
 
     previous: Any
@@ -35,8 +36,9 @@ def norm_growth_limit(
         \gamma \right) / \gamma, \qquad S_t \leftarrow S_t / \ell, \qquad
         S = s \circ (G - \kappa P R)
 
-    The norm comes from arrays that exist already (:math:`S` is never formed), in float32 whatever
-    the gradient's dtype: in bfloat16 1.01 is 1.0078. Nodes without a residual pass unchanged.
+    The norm comes from arrays that exist already (:math:`S` is never formed), in float32 or wider
+    whatever the gradient's dtype: in bfloat16 1.01 is 1.0078. Nodes without a residual pass
+    unchanged.
 
     Args:
       low_rank: what "low rank" means for this model.

@@ -1,0 +1,50 @@
+"""Optax's own tests for contributed optimizers, which ship inside its wheel, run over ours."""
+
+import importlib.util
+from unittest import mock
+
+import pytest
+from absl.testing import parameterized
+
+import fira_jax
+
+pytestmark = pytest.mark.filterwarnings("ignore:none of the .* parameters is a matrix:UserWarning")
+
+METHODS = ("fira", "galore")
+CASES = [
+    {
+        "opt_name": method,
+        "opt_kwargs": {"learning_rate": 1e-2, "rank": 8, "basis": basis},
+        "wrapper_name": None,
+        "wrapper_kwargs": None,
+    }
+    for method in METHODS
+    for basis in ("randomized", "svd")
+]
+
+
+def load_with_our_cases():
+    """Optax's test module, its lists of optimizers replaced by ours as they are expanded."""
+    spec = importlib.util.find_spec("optax.contrib._common_test")
+    module = importlib.util.module_from_spec(spec)
+    product = parameterized.product
+
+    def product_of_ours(theirs, **axes):
+        assert all("opt_name" in case for case in theirs)
+        return product(CASES, **axes)
+
+    with mock.patch.object(parameterized, "product", product_of_ours):
+        spec.loader.exec_module(module)
+    module._get_opt_factory = lambda name: getattr(fira_jax, name)
+    return module
+
+
+ContribTest = load_with_our_cases().ContribTest
+
+
+def test_the_matrix_is_complete():
+    """Seven kinds of test; a renamed one, or one without our cases, would go unnoticed."""
+    names = [name for name in dir(ContribTest) if name.startswith("test")]
+    kinds = {name.rstrip("0123456789") for name in names}
+    assert len(kinds) >= 7, kinds
+    assert len(names) == len(CASES) * (2 + 4 + 1 + 2 + 2 + 4 + 1)
