@@ -21,7 +21,7 @@ define install
 @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @echo "installing fira-jax[$(EXTRAS)] into $(VENV)"
 @set -o pipefail; \
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]' \
+	PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable '.[$(EXTRAS)]' \
 	| awk '/^(Downloading|Installing|Successfully)/ { print substr($$0, 1, 100); fflush() }'
 endef
 

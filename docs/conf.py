@@ -1,0 +1,46 @@
+"""Sphinx configuration; built strictly: any warning is an error."""
+
+import sys
+from pathlib import Path
+
+import fira_jax
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "fira_jax"
+author = "The fira_jax authors"
+copyright = "2026, the fira_jax authors"
+version = release = fira_jax.__version__
+
+extensions = [
+    "myst_nb",
+    "results",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "jupyter_execute", "_ext", "figures"]
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+# Notebooks are executed by `make notebooks` and checked by `make notebooks-check`.
+nb_execution_mode = "off"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+python_display_short_literal_types = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+html_title = "fira_jax"
+html_theme_options = {"navigation_with_keys": True}
