@@ -68,5 +68,6 @@ def cosine_vectors(indices: jax.Array, a: int, dtype: jax.typing.DTypeLike) -> j
     period, odd, high_low = 4 * a, 2 * jnp.arange(a)[:, None] + 1, jnp.divmod(indices, 256)
     high, low = (part[..., None, :] for part in high_low)
     steps = ((odd * high % period) * 256 + odd * low) % period
-    vectors = jnp.sqrt(2 / a) * jnp.cos(steps * (jnp.pi / (2 * a)))
+    angles = steps.astype(jnp.promote_types(dtype, jnp.float32)) * (jnp.pi / (2 * a))
+    vectors = jnp.sqrt(2 / a) * jnp.cos(angles)
     return jnp.where(indices[..., None, :] == 0, jnp.sqrt(1 / a), vectors).astype(dtype)
