@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint format types docs notebooks notebooks-check bench clean
+.PHONY: help demo test test-core lint format types docs notebooks notebooks-check readme bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -57,6 +57,9 @@ notebooks: $(DEV)  ## execute the notebooks and keep their outputs
 
 notebooks-check: $(DEV)  ## execute the notebooks, changing nothing
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+readme: $(DEV)  ## put the demo's newest table into the README
+	$(BIN)/python docs/readme.py
 
 bench: $(DEV)  ## time the update step beside optax.contrib.galore and AdamW
 	$(BIN)/python -m benchmarks.update_step

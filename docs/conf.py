@@ -1,5 +1,6 @@
 """Sphinx configuration; built strictly: any warning is an error."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -31,6 +32,11 @@ nb_execution_mode = "off"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+# Shown by their names instead of as unions of eight types.
+autodoc_type_aliases = {
+    name: name
+    for name in ("jax.typing.ArrayLike", "jax.typing.DTypeLike", "optax.ScalarOrSchedule")
+}
 python_maximum_signature_line_length = 88
 python_display_short_literal_types = True
 napoleon_google_docstring = True
@@ -44,3 +50,13 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = "fira_jax"
 html_theme_options = {"navigation_with_keys": True}
+
+
+def setup(app):
+    # Sphinx 9 shows an alias in a union by its class.
+    app.connect(
+        "autodoc-process-signature",
+        lambda *event: tuple(
+            text and re.sub(r"TypeAliasForwardRef\('([^']+)'\)", r"\1", text) for text in event[-2:]
+        ),
+    )

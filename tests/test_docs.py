@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib.util
 import io
 import re
 from pathlib import Path
@@ -86,3 +87,32 @@ def test_wrong_output_on_a_page_would_be_noticed(tmp_path):
     page.write_text("```python\nprint(1)\n```\n\nwhich prints\n\n```text\n2\n```\n")
     with pytest.raises(AssertionError):
         test_the_examples_of_a_page_run_and_print_what_it_shows(page)
+
+
+def test_the_demo_gets_into_the_readme_and_nothing_else_changes():
+    readme = import_file(ROOT / "docs" / "readme.py")
+    result = {
+        "lr": 0.01,
+        "parameters": 1000,
+        "perplexity": 12.345,
+        "optimizer_state_bytes": 3_460_000,
+        "ms_per_update": 4.5,
+        "tokens_per_second": 12_345.6,
+    }
+    settings = {"steps": 3, "batch_size": 2, "seq_len": 8}
+    demo = {"settings": settings, "results": {"adamw": result, "fira": result}}
+    text = (ROOT / "README.md").read_text()
+    changed = readme.with_demo(text, demo)
+    assert "| Fira | 0.01 | 12.35 | 3.46 MB | 4.5 | 12,346 |\n" in changed
+    assert "48 tokens" in changed
+    assert readme.with_demo(changed, demo) == changed
+    for outside in (0, -1):
+        marks = re.compile("<!-- demo:(?:begin|end) -->")
+        assert marks.split(changed)[outside] == marks.split(text)[outside]
+
+
+def import_file(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
