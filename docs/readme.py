@@ -34,7 +34,7 @@ def demo_block(demo: dict[str, Any]) -> str:
         "![Validation loss and optimizer state of AdamW, GaLore and Fira](docs/images/demo.png)\n\n"
         f"{table}\n\n"
         f"`make demo` on two shared CPU cores: a LLaMA of {parameters:,} parameters reads\n"
-        f"{tokens:,} tokens of real text, from the same first weights in the same order, with every\n"
+        f"{tokens:,} tokens of real text, from the same first weights in the same order, every\n"
         "optimizer at its own best learning rate ([how that was found](docs/results/demo.md)).\n"
     )
 
