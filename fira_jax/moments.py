@@ -170,11 +170,13 @@ def in_subspace(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         def coordinates(leaf: Any) -> Any:
-            return leaf.raw.astype(leaf.matrix.dtype) if isinstance(leaf, Subspace) else leaf
+            if isinstance(leaf, Subspace):
+                return leaf.raw.astype(leaf.matrix.dtype)
+            return leaf if leaf.size else optax.MaskedNode()
 
         def project(leaf: Any, param: Any) -> tuple[Any, Any]:
             if not isinstance(leaf, Subspace):
-                return leaf, param
+                return leaf, param if leaf.size else optax.MaskedNode()
             seen = leaf.view.project(leaf.basis, leaf.view.to_matrix(param))
             return leaf, seen.astype(param.dtype)
 

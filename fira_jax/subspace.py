@@ -189,7 +189,7 @@ def is_leaf(x: Any) -> bool:
 
 
 def map_leaves(f: Callable[..., Any], updates: Any, *states: Any) -> Any:
-    """Maps ``f(leaf, *state_leaves)`` over arrays and nodes; masked places stay as they are.
+    """Maps ``f(leaf, *state_leaves)`` over arrays and nodes; places masked in any tree stay.
 
     The trees need the same leaves in the same order, not the same containers: flax.nnx passes a
     ``State`` to ``init`` and plain dicts to ``update``.
@@ -210,7 +210,9 @@ def map_leaves(f: Callable[..., Any], updates: Any, *states: Any) -> Any:
     for column, _ in flat:
         require_same_leaves(leaves, column)
     rows = zip(leaves, *(column for column, _ in flat), strict=True)
-    results = [row if isinstance(row[0], optax.MaskedNode) else f(*row) for row in rows]
+    results = [
+        row if any(isinstance(x, optax.MaskedNode) for x in row) else f(*row) for row in rows
+    ]
     defs = (treedef, *(d for _, d in flat))
     return tuple(jax.tree.unflatten(d, [row[i] for row in results]) for i, d in enumerate(defs))
 
