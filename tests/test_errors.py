@@ -74,7 +74,9 @@ def test_objects_of_the_wrong_kind():
         LowRank(basis=3)
     with pytest.raises(TypeError, match="refresh must be a name or a callable, got 3"):
         LowRank(refresh=3)
-    with pytest.raises(ValueError, match="bias_correction must be one of 'outside', 'inside', 'none'"):
+    with pytest.raises(
+        ValueError, match="bias_correction must be one of 'outside', 'inside', 'none'"
+    ):
         fira_jax.scale_by_adam_in_subspace(LowRank(2), bias_correction=True)
     with pytest.raises(ValueError, match="oversample must not be negative, got -1"):
         fira_jax.basis.Randomized(oversample=-1)
