@@ -15,9 +15,7 @@ sys.path.insert(0, str(DOCS / "_ext"))
 from results import table_of  # noqa: E402
 
 TITLES = {"adamw": "AdamW", "galore": "GaLore", "fira": "Fira"}
-COLUMNS = (
-    "name", "lr", "perplexity", "optimizer_state_bytes", "ms_per_update", "tokens_per_second",
-)  # fmt: skip
+COLUMNS = ("name", "lr", "perplexity", "optimizer_state_bytes", "ms_per_update")
 BEGIN, END = "<!-- demo:begin -->\n", "<!-- demo:end -->\n"
 
 
