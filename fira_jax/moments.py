@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from fira_jax.low_rank import LowRank, require_choice, require_float_dtype
-from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, unbox
+from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, require_same_shape, unbox
 
 
 class AdamInSubspaceState(NamedTuple):
@@ -101,6 +101,8 @@ def scale_by_adam_in_subspace(
         def step(leaf: Any, mu: jax.Array, nu: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
             node = leaf if isinstance(leaf, Subspace) else None
             grad = leaf if node is None else node.raw
+            shape = leaf.shape if node is None else node.view.shape
+            require_same_shape(f"an update of shape {shape}", grad.shape, mu.shape)
             wide = jnp.promote_types(grad.dtype, jnp.float32)
             grad, m, v = (x.astype(wide) for x in (grad, mu, nu))
             if node is not None and node.rotation is not None:

@@ -20,6 +20,7 @@ from fira_jax.subspace import (
     is_leaf,
     map_leaves,
     require_same_leaves,
+    require_same_shape,
     stateless,
     unbox,
 )
@@ -106,6 +107,11 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
         stored, stored_def = jax.tree.flatten(state.bases, is_leaf=is_leaf)
         require_same_leaves(leaves, stored)
+        for leaf, old in zip(plan, stored, strict=True):
+            if leaf:
+                expected = _stored_shape(basis, leaf.view)  # type: ignore[arg-type]  # hashable
+                name = f"the update of parameter '{leaf.path}' with shape {leaf.shape}"
+                require_same_shape(name, expected, getattr(old, "shape", None))
         views = {i: leaf.view for i, leaf in enumerate(plan) if leaf and leaf.view}
         matrices = {i: view.to_matrix(leaves[i]) for i, view in views.items()}
 
@@ -170,6 +176,15 @@ def project_back() -> optax.GradientTransformationExtraArgs:
         return node.view.from_matrix(functools.reduce(jnp.add, parts).astype(node.matrix.dtype))
 
     return stateless(lambda updates: map_leaves(lift, updates))
+
+
+@functools.cache
+def _stored_shape(basis: bases.Basis, view: MatrixView | None) -> tuple[int, ...] | None:
+    """The shape of what is stored for one parameter; None if nothing is."""
+    if view is None:
+        return None
+    one = jax.eval_shape(lambda: basis.init(view.compressed_size, view.rank, jnp.float32))
+    return None if one is None else (*view.batch_shape, *one.shape)
 
 
 def _node(

@@ -148,8 +148,10 @@ def residual_norm(node: Subspace) -> jax.Array:
 
     and the last norm is :math:`\lVert r \rVert^2` for an orthonormal :math:`P`, else
     :math:`r^\top (P^\top P) r`. Where the residual is a tiny part of the gradient the difference
-    cancels: its error is some 1e-4 of :math:`\lVert s \circ G \rVert` in float32. A square
-    orthonormal basis leaves exactly :math:`(1 - \kappa) G`, which is used as it stands.
+    cancels to noise of some 1e-3 of :math:`\lVert s \circ G \rVert` in float32. A column below
+    counts as having no residual: a limiter that remembered noise (after a gradient of low rank)
+    would hold down the next real residual for hundreds of steps. A square orthonormal basis leaves
+    exactly :math:`(1 - \kappa) G`, which is used as it stands.
     """
     assert node.residual_scale is not None
     kappa, inside = node.residual_leak, node.raw_energy
@@ -164,8 +166,10 @@ def residual_norm(node: Subspace) -> jax.Array:
                 "...ar,...aq->...rq", node.basis, node.basis, preferred_element_type=inside.dtype
             )
             lifted = jnp.sum(node.raw * (gram @ node.raw), axis=-2, keepdims=True)
-        columns = node.energy - 2 * kappa * inside + jnp.square(kappa) * lifted
+        whole = node.energy
+        columns = whole - 2 * kappa * inside + jnp.square(kappa) * lifted
+        columns = jnp.where(columns > 32 * jnp.finfo(columns.dtype).eps * whole, columns, 0)
     # As a product: XLA's CPU compiler makes one kernel of it, and three of a long vector's sum.
     weights = jnp.square(node.residual_scale)
-    energy = jnp.einsum("...ib,...ib->...", weights, jnp.maximum(columns, 0))
+    energy = jnp.einsum("...ib,...ib->...", weights, columns)
     return jnp.sqrt(energy)

@@ -226,6 +226,17 @@ def require_same_leaves(updates: Sequence[Any], state: Sequence[Any]) -> None:
         )
 
 
+def require_same_shape(
+    name: str, needed: tuple[int, ...] | None, found: tuple[int, ...] | None
+) -> None:
+    """Raises ``ValueError`` unless an update finds the state it needs; a shape of None is none."""
+    if needed != found:
+        raise ValueError(
+            f"{name} needs an optimizer state of shape {needed}, but it was initialised with shape "
+            f"{found}: init and update need the same tree of parameters"
+        )
+
+
 def stateless(f: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
     """A transformation that maps the updates and keeps nothing."""
 
