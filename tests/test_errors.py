@@ -172,6 +172,16 @@ def test_update_needs_the_tree_of_init(method):
         tx.update({"a": jnp.ones((4, 6)), "b": jnp.ones(3)}, state)
 
 
+@pytest.mark.parametrize("basis", ["svd", "random"])
+@pytest.mark.parametrize("shape", [(4, 5), (1, 6), (2, 4, 6), (6,), ()])
+def test_update_needs_the_shapes_of_init(basis, shape):
+    tx = fira_jax.fira(0.1, 2, basis=basis)
+    state = tx.init(MATRIX)
+    message = re.escape(f"shape {shape} needs an optimizer state of shape")
+    with pytest.raises(ValueError, match=f"{message}.*need the same tree of parameters"):
+        tx.update({"layers": [{"q": jnp.ones(shape)}]}, state)
+
+
 # --- warnings ---------------------------------------------------------------------------------
 
 

@@ -215,23 +215,22 @@ def test_donated_buffers_are_reused():
 @pytest.mark.parametrize("layers", [None, 3])
 @pytest.mark.parametrize("method", [fira_jax.fira, fira_jax.galore])
 def test_step_costs_two_products(m, n, layers, method):
-    """4mnr FLOPs for each matrix, within 5 %, and a few for each entry."""
+    """4mnr FLOPs for each matrix, within 5 %."""
     rank, batch = 128, () if layers is None else (layers,)
     tx = method(0.1, rank, basis=Kept(), **EVERY_MATRIX)
     params = {"w": jax.ShapeDtypeStruct((*batch, m, n), jnp.float32)}
     flops = lowered(tx, params).compile().cost_analysis()["flops"]
     matrices = layers or 1
     products = 4 * m * n * rank * matrices
-    assert products <= flops <= 1.05 * products + 8 * m * n * matrices
+    assert products <= flops <= 1.05 * products
 
 
 @pytest.mark.parametrize("shape", [(512, 1024), (1024, 512)])
 @pytest.mark.parametrize("method", [fira_jax.fira, fira_jax.galore])
 def test_step_has_no_full_size_temporary(shape, method):
     """The update is the only array of the weight's size."""
-    rank = 8
-    tx = method(0.1, rank, basis=Kept())
+    tx = method(0.1, 8, basis=Kept())
     params = jax.ShapeDtypeStruct(shape, jnp.float32)
     compiled = lowered(tx, params).compile()
     full = 4 * np.prod(shape)
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * full
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * full
