@@ -1,6 +1,8 @@
 """Optax's own tests for contributed optimizers, which ship inside its wheel, run over ours."""
 
+import functools
 import importlib.util
+import inspect
 from unittest import mock
 
 import pytest
@@ -23,6 +25,18 @@ CASES = [
 ]
 
 
+def factory(name):
+    """A method whose signature shows types, not their names, where Optax looks for schedules."""
+    method = getattr(fira_jax, name)
+
+    @functools.wraps(method)
+    def build(*args, **kwargs):
+        return method(*args, **kwargs)
+
+    build.__signature__ = inspect.signature(method, eval_str=True)
+    return build
+
+
 def load_with_our_cases():
     """Optax's test module, its lists of optimizers replaced by ours as they are expanded."""
     spec = importlib.util.find_spec("optax.contrib._common_test")
@@ -35,7 +49,7 @@ def load_with_our_cases():
 
     with mock.patch.object(parameterized, "product", product_of_ours):
         spec.loader.exec_module(module)
-    module._get_opt_factory = lambda name: getattr(fira_jax, name)
+    module._get_opt_factory = factory
     return module
 
 

@@ -38,7 +38,16 @@ TOLERANCE_WEIGHT_DECAY = 2e-3
 TOLERANCE_CLOSED_LOOP = 1e-3
 
 # Optax refuses matrices with batch axes.
-OPTAX_LAYERS = tuple(x for x in LAYERS if x not in ("stacked", "experts in the middle"))
+OPTAX_LAYERS = (
+    "wide",
+    "tall",
+    "square",
+    "n x 1",
+    "rank > short side",
+    "attention in",
+    "attention out",
+    "not projected",
+)
 FEW_LAYERS = ("wide", "tall", "stacked", "attention in", "not projected")
 
 
@@ -135,10 +144,12 @@ def closed_loop(package: str, alpha: float) -> dict[str, float]:
         grads = gradient(dict(zip(start, kernels, strict=True)))
         return [np.asarray(grads[name]).T for name in start]
 
-    ours = jax.tree.map(np.asarray, _run_closed_loop(package)(start, alpha))
+    ours = jax.tree.map(
+        np.asarray, _run_closed_loop(package)(jax.tree.map(jnp.asarray, start), alpha)
+    )
     theirs = released.trajectory(
         package,
-        [np.asarray(x).T for x in start.values()],
+        [x.T for x in start.values()],
         torch_gradient,
         steps=LOOP_STEPS,
         schedule=lambda step: float(LOOP_SCHEDULE(step)),

@@ -83,23 +83,24 @@ def _drifting(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return drift + 2 * spike
 
 
-def network_weights() -> dict[str, jax.Array]:
+def network_weights() -> dict[str, np.ndarray]:
     """A small network's kernels, (in, out): wide, square and tall."""
-    keys = jax.random.split(jax.random.key(3), 3)
+    rng = np.random.default_rng(3)
     shapes = {"wide": (10, 24), "square": (24, 24), "tall": (24, 10)}
     return {
-        name: jax.random.normal(key, shape) / shape[0] ** 0.5
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        name: (rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32)
+        for name, shape in shapes.items()
     }
 
 
 def network_gradient(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The gradient of its mean squared error on a fixed batch."""
-    inputs = jax.random.normal(jax.random.key(4), (64, 10))
+    inputs = np.random.default_rng(4).standard_normal((64, 10)).astype(np.float32)
+    target = np.sin(3 * inputs) + inputs[:, ::-1]
 
-    def output(params: dict[str, jax.Array]) -> jax.Array:
+    def loss(params: dict[str, jax.Array]) -> jax.Array:
         hidden = jnp.tanh(inputs @ params["wide"])
-        return jnp.tanh(hidden @ params["square"]) @ params["tall"]
+        output = jnp.tanh(hidden @ params["square"]) @ params["tall"]
+        return jnp.mean(jnp.square(output - target))
 
-    target = jnp.sin(3 * inputs) + inputs[:, ::-1]
-    return jax.grad(lambda p: jnp.mean(jnp.square(output(p) - target)))(params)
+    return jax.grad(loss)(params)
