@@ -16,6 +16,11 @@ $(RUN): EXTRAS := experiments
 $(CORE): EXTRAS := experiments,test
 $(DEV): EXTRAS := experiments,test,docs,peers
 
+# Most of the time goes into compiling, which uses one core: two processes, whole files to each, so
+# that what a file compiles or computes once it does not do twice.
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+	--doctest-modules fira_jax experiments tests
+
 # A fresh set-up takes minutes: show what is being fetched, and leave out the rest of pip's talk.
 define install
 @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,11 +37,10 @@ demo: $(RUN)  ## train a small LLaMA with AdamW, GaLore and Fira; print a table,
 	$(BIN)/python -m experiments.demo
 
 test: $(DEV)  ## every test and every documented example
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --doctest-modules fira_jax experiments tests $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-core: $(CORE)  ## the tests that need neither PyTorch nor the documentation tools
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --doctest-modules fira_jax experiments tests \
-		--ignore tests/peers $(ARGS)
+	$(PYTEST) --ignore tests/peers $(ARGS)
 
 lint: $(DEV)  ## style and formatting
 	$(BIN)/ruff check

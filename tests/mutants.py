@@ -1,0 +1,557 @@
+"""Ways to break the library, each of which the suite must notice.
+
+``tests/mutation.py`` applies them one by one. ``old`` occurs exactly once in the file, which
+``tests/test_mutants_apply.py`` checks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+REFERENCE = "test_reference.py"
+BASIS = "test_basis.py"
+ERRORS = "test_errors.py"
+HOSTILE = "test_hostile.py"
+LIMITER = "test_residual_and_limiter.py"
+MOMENTS = "test_moments.py"
+PROPERTIES = "test_properties.py"
+REFRESH = "test_refresh.py"
+
+
+class Mutant(NamedTuple):
+    """One change of the source.
+
+    Attributes:
+      why: what is broken.
+      file: below ``fira_jax/``.
+      old: text in the source.
+      new: what replaces it.
+      tests: the file, or the files, of the suite that must fail.
+    """
+
+    why: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = (REFERENCE,)
+
+
+MUTANTS = [
+    # --- the subspace's Adam
+    Mutant(
+        "first moment decays by β₂",
+        "moments.py",
+        "m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * grad",
+        "m = jnp.asarray(b2, wide) * m + jnp.asarray(1 - b2, wide) * grad",
+    ),
+    Mutant(
+        "1 - β₁ where 1 - β₂ belongs",
+        "moments.py",
+        "jnp.asarray(1 - b2, wide) * jnp.square(grad)",
+        "jnp.asarray(1 - b1, wide) * jnp.square(grad)",
+    ),
+    Mutant(
+        "second moment of |R| instead of R²",
+        "moments.py",
+        "jnp.asarray(1 - b2, wide) * jnp.square(grad)",
+        "jnp.asarray(1 - b2, wide) * jnp.abs(grad)",
+    ),
+    Mutant(
+        "ε inside the root",
+        "moments.py",
+        "core = m / (jnp.sqrt(v) + eps)",
+        "core = m / jnp.sqrt(v + eps)",
+    ),
+    Mutant(
+        "ε on the corrected root",
+        "moments.py",
+        "core = m / (jnp.sqrt(v) + eps)",
+        "core = m / (jnp.sqrt(v) + eps * jnp.sqrt(correction2))",
+    ),
+    Mutant(
+        "bias corrected twice",
+        "moments.py",
+        "core = m / (jnp.sqrt(v) + eps)",
+        "core = (m / correction1) / (jnp.sqrt(v / correction2) + eps)",
+    ),
+    Mutant(
+        "bias correction one step late",
+        "moments.py",
+        "correction1 = _one_minus_power(b1, count)",
+        "correction1 = _one_minus_power(b1, count + 1)",
+    ),
+    Mutant(
+        "1 - βᵗ by subtraction, which cancels in float32",
+        "moments.py",
+        "return -jnp.expm1(count.astype(jnp.result_type(float)) * log)",
+        "return 1 - jnp.exp(log) ** count",
+        (PROPERTIES,),
+    ),
+    Mutant(
+        "step scale c left out",
+        "moments.py",
+        "step_scale=node.step_scale * correction",
+        "step_scale=node.step_scale",
+    ),
+    Mutant(
+        "parameters that are not projected without bias correction",
+        "moments.py",
+        "return (correction * core).astype(leaf.dtype), *stored",
+        "return core.astype(leaf.dtype), *stored",
+    ),
+    Mutant(
+        "α on parameters that are not projected",
+        "moments.py",
+        "return (correction * core).astype(leaf.dtype), *stored",
+        "return (low_rank.scale * correction * core).astype(leaf.dtype), *stored",
+    ),
+    Mutant(
+        "moments reset at a refresh",
+        "moments.py",
+        "grad, m, v = (x.astype(wide) for x in (grad, mu, nu))",
+        "keep = state.count % low_rank.update_proj_gap != 0\n"
+        "            grad, m, v = (x.astype(wide) for x in (grad, keep * mu, keep * nu))",
+    ),
+    Mutant(
+        "second moment carried like the first",
+        "moments.py",
+        "jnp.square(rotation) @ v",
+        "rotation @ v",
+    ),
+    Mutant(
+        "moments carried between refreshes instead of at them",
+        "moments.py",
+        "node.refreshed, lambda: (rotation @ m",
+        "~node.refreshed, lambda: (rotation @ m",
+    ),
+    Mutant(
+        "rotation from the new basis to the old",
+        "project.py",
+        '"...ar,...aq->...rq", basis, vectors(old)',
+        '"...ar,...aq->...rq", vectors(old), basis',
+    ),
+    Mutant(
+        "result of the inner optimizer dropped",
+        "moments.py",
+        "return leaf.replace(core=core.astype(leaf.raw.dtype)), core",
+        "return leaf, core",
+        (MOMENTS,),
+    ),
+    Mutant(
+        "inner optimizer sees full-size parameters",
+        "moments.py",
+        "seen = leaf.view.project(leaf.basis, leaf.view.to_matrix(param))",
+        "seen = leaf.raw",
+        (MOMENTS,),
+    ),
+    # --- the residual
+    Mutant(
+        "residual with the wrong sign",
+        "project.py",
+        "inside.append(-node.residual_leak * s * node.raw)",
+        "inside.append(node.residual_leak * s * node.raw)",
+    ),
+    Mutant(
+        "norms along the wrong axis",
+        "subspace.py",
+        "return jnp.sum(jnp.square(wide), axis=-2, keepdims=True)",
+        "return jnp.sum(jnp.square(wide), axis=-1, keepdims=True)",
+    ),
+    Mutant(
+        "ratio of energies instead of norms",
+        "residual.py",
+        "return (jnp.sqrt(after) / (jnp.sqrt(before) + eps)).astype(node.raw.dtype)",
+        "return (after / (before + eps)).astype(node.raw.dtype)",
+    ),
+    Mutant(
+        "one scale for the matrix where each column has its own",
+        "residual.py",
+        'if granularity == "matrix":\n        after',
+        'if granularity == "column":\n        after',
+    ),
+    Mutant(
+        "κ = 1 in the released form",
+        "residual.py",
+        "residual_scale=phi, residual_leak=node.scale)",
+        "residual_scale=phi, residual_leak=jnp.ones_like(node.scale))",
+    ),
+    Mutant(
+        "α on the residual in the released form",
+        "residual.py",
+        "residual_scale=phi, residual_leak=node.scale)",
+        "residual_scale=node.scale * phi, residual_leak=node.scale)",
+    ),
+    Mutant(
+        "no α on the residual in the paper's form",
+        "residual.py",
+        "residual_scale=node.scale * phi, residual_leak=jnp",
+        "residual_scale=phi, residual_leak=jnp",
+    ),
+    Mutant(
+        "half of the cross term in the norm",
+        "residual.py",
+        "whole - 2 * kappa * inside",
+        "whole - kappa * inside",
+    ),
+    Mutant(
+        "norm as if every basis were orthonormal",
+        "residual.py",
+        "if not node.orthonormal:",
+        "if False:",
+        (LIMITER,),
+    ),
+    Mutant(
+        "bfloat16 basis taken for orthonormal",
+        "project.py",
+        "for x in (basis, matrix)) >= 32",
+        "for x in (basis, matrix)) >= 16",
+        (LIMITER,),
+    ),
+    Mutant(
+        "rounding taken for a residual",
+        "residual.py",
+        "columns > 32 * jnp.finfo(columns.dtype).eps * whole",
+        "columns > 0",
+        (LIMITER,),
+    ),
+    Mutant(
+        "scale not squared in the norm",
+        "residual.py",
+        "weights = jnp.square(node.residual_scale)",
+        "weights = node.residual_scale",
+    ),
+    Mutant(
+        "norm at full rank not squared",
+        "residual.py",
+        "columns = jnp.square(1 - kappa) * inside",
+        "columns = (1 - kappa) * inside",
+    ),
+    # --- the limiter
+    Mutant(
+        "γ off by 1e-3",
+        "limiter.py",
+        "gamma * (previous + eps)",
+        "(gamma + 1e-3) * (previous + eps)",
+    ),
+    Mutant(
+        "limiter remembers the norm before limiting",
+        "limiter.py",
+        "jnp.where(known, norm * shrink, previous)",
+        "jnp.where(known, norm, previous)",
+    ),
+    Mutant(
+        "limiter forgets at a step without a residual",
+        "limiter.py",
+        "jnp.where(known, norm * shrink, previous)",
+        "jnp.where(jnp.isfinite(norm), norm * shrink, previous)",
+        (LIMITER,),
+    ),
+    Mutant(
+        "a previous norm of 0 counts",
+        "limiter.py",
+        "jnp.where(previous > 0, gamma",
+        "jnp.where(previous >= 0, gamma",
+    ),
+    Mutant(
+        "limiter lifts small residuals",
+        "limiter.py",
+        "jnp.minimum(allowed / norm, 1)",
+        "allowed / norm",
+    ),
+    Mutant(
+        "infinite norm enters the limiter",
+        "limiter.py",
+        "known = jnp.isfinite(norm) & (norm > 0)",
+        "known = norm > 0",
+        (LIMITER,),
+    ),
+    Mutant(
+        "limiter's state in the parameter's dtype",
+        "limiter.py",
+        "jnp.promote_types(leaf.dtype, jnp.float32)",
+        "leaf.dtype",
+        (PROPERTIES,),
+    ),
+    # --- in and out of the subspace
+    Mutant(
+        "α left out",
+        "project.py",
+        "inside.append(node.step_scale * node.scale * node.core)",
+        "inside.append(node.step_scale * node.core)",
+    ),
+    Mutant(
+        "step scale c not on the residual",
+        "project.py",
+        "s = node.step_scale * node.residual_scale",
+        "s = node.residual_scale",
+    ),
+    Mutant(
+        "basis of the step before",
+        "project.py",
+        "_node(low_rank, view, matrices[i], stored[i], new, refreshed, key)",
+        "_node(low_rank, view, matrices[i], stored[i], stored[i], refreshed, key)",
+    ),
+    Mutant(
+        "coordinates of an unusable gradient let in",
+        "project.py",
+        "raw = jnp.where(usable, raw, 0)",
+        "raw = jnp.where(True, raw, 0)",
+        (LIMITER,),
+    ),
+    Mutant(
+        "unusable gradient in the residual",
+        "project.py",
+        "jnp.where(node.usable, node.view.canonical(s) * node.matrix, 0)",
+        "node.view.canonical(s) * node.matrix",
+        (LIMITER,),
+    ),
+    Mutant(
+        "NaN let into parameters that are not projected",
+        "project.py",
+        "isinstance(x, optax.MaskedNode) else _finite_entries(x) for x in leaves",
+        "isinstance(x, optax.MaskedNode) else x for x in leaves",
+        (LIMITER,),
+    ),
+    Mutant(
+        "product accumulated in bfloat16",
+        "subspace.py",
+        "accumulate = jnp.promote_types(matrix.dtype, jnp.float32)",
+        "accumulate = matrix.dtype",
+        (PROPERTIES,),
+    ),
+    Mutant(
+        "batch axes mixed into the matrix",
+        "subspace.py",
+        "return self.batch_axes + self.input_axes + self.output_axes",
+        "return self.input_axes + self.batch_axes + self.output_axes",
+        (PROPERTIES,),
+    ),
+    # --- which weights, which side
+    Mutant(
+        "long side compressed for the short",
+        "low_rank.py",
+        '(m < n) == (side == "short")',
+        '(m < n) == (side == "long")',
+    ),
+    Mutant(
+        "square matrices compress the output axis",
+        "low_rank.py",
+        "compress_input = m == n or (m < n)",
+        "compress_input = m != n and (m < n)",
+    ),
+    Mutant(
+        "rank not clipped to the short side",
+        "low_rank.py",
+        "compress_input, min(rank, m, n))",
+        "compress_input, rank)",
+    ),
+    Mutant(
+        "duplicated axes accepted",
+        "low_rank.py",
+        "if len({*reduction, *output}) != len(reduction) + len(output):",
+        "if False:",
+        (ERRORS,),
+    ),
+    Mutant(
+        "integer parameters accepted",
+        "low_rank.py",
+        "if not jnp.issubdtype(x.dtype, jnp.floating):",
+        "if not jnp.issubdtype(x.dtype, jnp.number):",
+        (ERRORS,),
+    ),
+    # --- the refresh
+    Mutant(
+        "refresh one step late",
+        "refresh.py",
+        "jnp.broadcast_to(count % gap == 0",
+        "jnp.broadcast_to(count % gap == 1",
+    ),
+    Mutant(
+        "gap longer by one",
+        "project.py",
+        "rule(state.count, index, total, gap)",
+        "rule(state.count, index, total, gap + 1)",
+    ),
+    Mutant(
+        "step not counted",
+        "project.py",
+        "optax.safe_increment(state.count)",
+        "state.count",
+    ),
+    Mutant(
+        "staggered refreshes all at once",
+        "refresh.py",
+        "count % gap == index * gap // total",
+        "count % gap == 0 * index",
+        (REFRESH,),
+    ),
+    Mutant(
+        "zero gradient factorised",
+        "refresh.py",
+        "usable = jnp.isfinite(largest) & (largest > 0)",
+        "usable = jnp.isfinite(largest)",
+        (BASIS,),
+    ),
+    Mutant(
+        "infinite gradient factorised",
+        "refresh.py",
+        "usable = jnp.isfinite(largest) & (largest > 0)",
+        "usable = ~(largest == 0)",
+        (LIMITER,),
+    ),
+    Mutant(
+        "gradient not scaled before its factorisation",
+        "refresh.py",
+        "basis.find(grad / largest, old, rank, key)",
+        "basis.find(grad, old, rank, key)",
+        (BASIS,),
+    ),
+    Mutant(
+        "refresh when none is due",
+        "refresh.py",
+        "is_due & usable, lambda: basis.find",
+        "usable, lambda: basis.find",
+        (REFRESH,),
+    ),
+    Mutant(
+        "position of a stack taken for a side",
+        "refresh.py",
+        "together[(i,) if view.batch_axes else view.compress_input]",
+        "together[i if view.batch_axes else view.compress_input]",
+        (REFRESH,),
+    ),
+    Mutant(
+        "seed ignored",
+        "project.py",
+        "jax.random.key(low_rank.seed)",
+        "jax.random.key(0)",
+        (BASIS,),
+    ),
+    Mutant(
+        "the same randomness at every refresh",
+        "project.py",
+        "state.count // gap)",
+        "0)",
+        (BASIS,),
+    ),
+    # --- the bases
+    Mutant(
+        "signs as the library returns them",
+        "basis/protocol.py",
+        "return jnp.where(pivot < 0, -vectors, vectors)",
+        "return vectors",
+    ),
+    Mutant(
+        "sign of the largest entry instead of the entry of largest magnitude",
+        "basis/protocol.py",
+        "largest = jnp.argmax(jnp.abs(vectors), axis=-2, keepdims=True)",
+        "largest = jnp.argmax(vectors, axis=-2, keepdims=True)",
+    ),
+    Mutant(
+        "last singular vectors instead of the first",
+        "basis/svd.py",
+        "canonical_signs(left[:, :rank])",
+        "canonical_signs(left[:, -rank:])",
+    ),
+    Mutant(
+        "no oversampling",
+        "basis/randomized.py",
+        "columns = min(rank + self.oversample, *grad.shape)",
+        "columns = min(rank, *grad.shape)",
+        (BASIS,),
+    ),
+    Mutant(
+        "no power iterations",
+        "basis/randomized.py",
+        "for _ in range(self.power_iterations):",
+        "for _ in range(0):",
+        (BASIS,),
+    ),
+    Mutant(
+        "weakest directions of the sketch instead of the strongest",
+        "basis/randomized.py",
+        "rotation[:, ::-1][:, :rank]",
+        "rotation[:, :rank]",
+        (BASIS,),
+    ),
+    Mutant(
+        "Gram matrix not shifted",
+        "basis/randomized.py",
+        "gram + shift * jnp.eye(k, dtype=span.dtype)",
+        "gram",
+        (BASIS,),
+    ),
+    Mutant(
+        "last pass shifted like the others",
+        "basis/randomized.py",
+        "last=i == 4",
+        "last=False",
+        (BASIS,),
+    ),
+    Mutant(
+        "missing directions not filled",
+        "basis/randomized.py",
+        "span = span + 1e-4 *",
+        "span = span + 0 *",
+        (BASIS,),
+    ),
+    Mutant(
+        "random basis of the wrong variance",
+        "basis/random.py",
+        "/ math.sqrt(rank)",
+        "/ rank",
+        (BASIS,),
+    ),
+    Mutant(
+        "random basis that follows the default float",
+        "basis/random.py",
+        "jax.random.normal(key, (a, rank), jnp.float32)",
+        "jax.random.normal(key, (a, rank))",
+        (PROPERTIES,),
+    ),
+    Mutant(
+        "DCT columns chosen by their sum",
+        "basis/dct.py",
+        "jnp.sum(jnp.square(coefficients), axis=1)",
+        "jnp.sum(coefficients, axis=1)",
+        (BASIS,),
+    ),
+    Mutant(
+        "constant DCT vector too long",
+        "basis/dct.py",
+        "jnp.sqrt(1 / a), vectors",
+        "jnp.sqrt(2 / a), vectors",
+        (BASIS,),
+    ),
+    # --- the named methods
+    Mutant(
+        "weight decay with the wrong sign",
+        "methods/fira.py",
+        "optax.add_decayed_weights(weight_decay, mask)",
+        "optax.add_decayed_weights(-weight_decay, mask)",
+    ),
+    Mutant(
+        "weight decay left out of GaLore",
+        "methods/galore.py",
+        "optax.add_decayed_weights(weight_decay, mask)",
+        "optax.identity()",
+    ),
+    Mutant(
+        "form not passed on",
+        "methods/fira.py",
+        "fira_residual_scale(form, granularity=granularity)",
+        "fira_residual_scale(granularity=granularity)",
+    ),
+    Mutant(
+        "the paper's form with the released bias correction",
+        "methods/fira.py",
+        '"outside" if form == "released" else "inside"',
+        '"outside"',
+    ),
+    Mutant(
+        "bias_correction=False ignored",
+        "methods/galore.py",
+        '"outside" if bias_correction else "none"',
+        '"outside"',
+    ),
+]

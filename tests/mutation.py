@@ -1,0 +1,126 @@
+"""Mutation check: breaks the library on purpose, one piece at a time; the suite must notice.
+
+    python tests/mutation.py            # all, about an hour on two cores
+    python tests/mutation.py limiter    # those whose description or file has the word
+
+Each mutant of tests/mutants.py is applied to a scratch copy of the library that hides the
+installed one. A mutant no test notices has survived. Writes docs/results/mutation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mutants import MUTANTS, Mutant
+
+TESTS = Path(__file__).parent.resolve()
+ROOT = TESTS.parent
+RESULTS = ROOT / "docs" / "results" / "mutation.json"
+PACKAGE = "fira_jax"
+
+
+def run_tests(scratch: Path, tests: tuple[str, ...], timeout: float) -> tuple[bool, str]:
+    """Whether the tests pass on the library in ``scratch``, and the first that does not."""
+    # From within scratch: Python looks for modules in the working directory first.
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
+    command += [str(TESTS / name) for name in tests]
+    environment = os.environ | {"PYTHONPATH": str(scratch), "JAX_PLATFORMS": "cpu"}
+    try:
+        done = subprocess.run(
+            command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=timeout,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False, f"nothing within {timeout:.0f} s"
+    if done.returncode == 0:
+        return True, ""
+    failed = re.search(r"^(?:FAILED|ERROR) (?:.*/)?(\S+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if failed is None:
+        raise RuntimeError(f"pytest did not run:\n{done.stdout}\n{done.stderr}")
+    return False, failed.group(1)
+
+
+def require_scratch_is_used(scratch: Path) -> None:
+    """The check is worth nothing if the tests import the library as it is."""
+    found = subprocess.run(
+        [sys.executable, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"],
+        cwd=scratch, env=os.environ | {"PYTHONPATH": str(scratch)}, capture_output=True, text=True,
+        check=True,
+    ).stdout  # fmt: skip
+    if not Path(found.strip()).is_relative_to(scratch):
+        raise RuntimeError(f"tests would import {found.strip()}, expected a module in {scratch}")
+
+
+def check(mutant: Mutant, scratch: Path, timeout: float) -> dict[str, Any]:
+    """What becomes of one mutant."""
+    target = scratch / PACKAGE / mutant.file
+    source = target.read_text()
+    if source.count(mutant.old) != 1:
+        raise ValueError(
+            f"{mutant.file} has {mutant.old!r} {source.count(mutant.old)} times, not once"
+        )
+    start = time.monotonic()
+    target.write_text(source.replace(mutant.old, mutant.new))
+    try:
+        passed, failure = run_tests(scratch, mutant.tests, timeout)
+    finally:
+        target.write_text(source)
+    return {
+        "why": mutant.why,
+        "file": mutant.file,
+        "outcome": "survived" if passed else "killed",
+        "by": failure,
+        "seconds": round(time.monotonic() - start),
+    }
+
+
+def main() -> None:
+    """Runs the check from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("word", nargs="?", default="")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for one mutant")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    chosen = [m for m in MUTANTS if args.word in f"{m.why} {m.file}"]
+
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory).resolve()
+        shutil.copytree(
+            ROOT / PACKAGE, scratch / PACKAGE, ignore=shutil.ignore_patterns("__pycache__")
+        )
+        require_scratch_is_used(scratch)
+        files = tuple(sorted({name for m in chosen for name in m.tests}))
+        print(f"unbroken, on {', '.join(files)} ...", flush=True)
+        passed, failure = run_tests(scratch, files, 10 * args.timeout)
+        if not passed:
+            sys.exit(f"the suite fails on the library as it is: {failure}")
+        rows = []
+        for i, mutant in enumerate(chosen):
+            rows.append(check(mutant, scratch, args.timeout))
+            print("{i:3d}/{n} {outcome:8s} {seconds:4d} s  {why} ({file}): {by}".format(
+                i=i + 1, n=len(chosen), **rows[-1]), flush=True)  # fmt: skip
+
+    survivors = [row["why"] for row in rows if row["outcome"] == "survived"]
+    print(f"{len(rows) - len(survivors)} of {len(rows)} killed; survivors: {survivors or 'none'}")
+    if not args.word:
+        results = {"mutants": len(rows), "survivors": survivors, "table": rows}
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = args.output.with_suffix(".tmp")
+        temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        os.replace(temporary, args.output)
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()
