@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fira_jax
 import pytest
 from mutants import MUTANTS
+
+import fira_jax
 
 SOURCE = Path(fira_jax.__file__).parent
 TESTS = Path(__file__).parent

@@ -122,6 +122,36 @@ def test_limiter_survives_a_step_without_a_residual(unusable, when):
             assert (after > 0.1 * norm[when - 1]).all(), name
 
 
+def test_limiter_survives_a_norm_that_overflows():
+    """A gradient of 1e25 outside the subspace: its coordinates are fine, its energy is not."""
+    grads = {name: normal(5, 6, *shape) for name, shape in SHAPES.items()}
+    free = walk("released")(grads, FREE)[0]
+    for name, g in grads.items():
+        basis = np.asarray(free[name].basis)[2].astype(np.float64)
+        outside = np.eye(basis.shape[-2]) - basis @ np.swapaxes(basis, -1, -2)
+        canonical = free[name].view.compress_input
+        spike = outside @ (g[3] if canonical else np.swapaxes(g[3], -1, -2))
+        g[3] = 1e25 * (spike if canonical else np.swapaxes(spike, -1, -2))
+    nodes, _, previous = walk("released")(grads, 1.01)
+    for name in SHAPES:
+        assert np.isfinite(residual(nodes[name])).all(), name
+        kept = np.asarray(previous[name])
+        np.testing.assert_array_equal(kept[3], kept[2])
+        assert (kept[4] > 0.1 * kept[2]).all(), name
+
+
+@pytest.mark.parametrize("unusable", [np.nan, np.inf, 1e30])
+def test_other_parameters_lose_only_the_entries_that_are_unusable(unusable):
+    tx = fira_jax.fira(-1.0, 2)
+    grad = jnp.array([1.0, unusable, -2.0])
+    with pytest.warns(UserWarning, match="none of the 1 parameters is a matrix"):
+        state = tx.init(grad)
+    updates, state = tx.update(grad, state, grad)
+    assert np.isfinite(updates).all()
+    np.testing.assert_allclose(updates, [1.0, 0.0, -1.0], atol=1e-4)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
 def test_limiter_forgets_a_gradient_that_left_no_residual():
     """Of rank ``RANK`` at a refresh: what is left is rounding, not a norm to grow from."""
     grads = {name: normal(5, 6, *shape) for name, shape in SHAPES.items()}
