@@ -18,16 +18,25 @@ import fira_jax
 from fira_jax.residual import residual_norm
 
 SEEDS = st.integers(0, 2**31 - 1)
-SHAPES = {"tall": (9, 6), "wide": (6, 9), "square": (7, 7), "stack": (3, 6, 9), "row": (1, 8)}
+SHAPES = {"tall": (9, 6), "stack": (2, 6, 9), "row": (1, 8)}
 RANK = 3
 
 
 FREE = 1e30  # a growth factor that never limits
 
 
-@functools.cache
+def gradients(seed: int) -> dict[str, np.ndarray]:
+    """Of six steps, always, so that one compiled program serves all tests."""
+    return {name: normal(seed, 6, *shape) for name, shape in SHAPES.items()}
+
+
 def walk(form: str, basis: str = "svd", basis_dtype=None, granularity: str = "column"):
     """Jitted: gradients stacked along axis 0, γ -> nodes before ``project_back``, norms, state."""
+    return _walk(form, basis, basis_dtype, granularity)
+
+
+@functools.cache
+def _walk(form: str, basis: str, basis_dtype, granularity: str):
     low_rank = fira_jax.LowRank(
         RANK, 2, basis=basis, basis_dtype=basis_dtype,
         weight_dimension_numbers=MuonDimensionNumbers(-2, -1),
@@ -83,7 +92,7 @@ def frobenius(x: np.ndarray) -> np.ndarray:
     sizes=st.lists(st.sampled_from([1e-6, 0.1, 1.0, 30.0, 1e5]), min_size=6, max_size=6),
 )
 def test_residual_never_grows_by_more_than_gamma(gamma, seed, sizes):
-    grads = {name: normal(seed, 6, *shape) for name, shape in SHAPES.items()}
+    grads = gradients(seed)
     grads = jax.tree.map(lambda g: g * np.float32(sizes).reshape(-1, *(1,) * (g.ndim - 1)), grads)
     nodes, _, previous = walk("released")(grads, gamma)
     unlimited, _, _ = walk("released")(grads, FREE)
@@ -102,7 +111,7 @@ def test_residual_never_grows_by_more_than_gamma(gamma, seed, sizes):
 @pytest.mark.parametrize("when", [0, 3])
 def test_limiter_survives_a_step_without_a_residual(unusable, when):
     """The released one, once it has seen a norm of zero, lets nothing past for 1,500 steps."""
-    grads = {name: normal(5, 6, *shape) for name, shape in SHAPES.items()}
+    grads = gradients(5)
     hurt = jax.tree.map(np.copy, grads)
     for g in hurt.values():
         g[when] = unusable
@@ -124,7 +133,7 @@ def test_limiter_survives_a_step_without_a_residual(unusable, when):
 
 def test_limiter_survives_a_norm_that_overflows():
     """A gradient of 1e25 outside the subspace: its coordinates are fine, its energy is not."""
-    grads = {name: normal(5, 6, *shape) for name, shape in SHAPES.items()}
+    grads = gradients(5)
     free = walk("released")(grads, FREE)[0]
     for name, g in grads.items():
         basis = np.asarray(free[name].basis)[2].astype(np.float64)
@@ -154,7 +163,7 @@ def test_other_parameters_lose_only_the_entries_that_are_unusable(unusable):
 
 def test_limiter_forgets_a_gradient_that_left_no_residual():
     """Of rank ``RANK`` at a refresh: what is left is rounding, not a norm to grow from."""
-    grads = {name: normal(5, 6, *shape) for name, shape in SHAPES.items()}
+    grads = gradients(5)
     for g in grads.values():
         k = min(RANK, *g.shape[-2:])
         g[0] = g[0][..., :k] @ g[1][..., :k, :]
@@ -173,7 +182,7 @@ def test_limiter_forgets_a_gradient_that_left_no_residual():
 @given(seed=SEEDS)
 def test_residual_is_orthogonal_to_the_subspace(basis, seed):
     """κ = 1 removes the subspace part exactly, and column scales cannot bring it back."""
-    grads = {name: normal(seed, 4, *shape) for name, shape in SHAPES.items()}
+    grads = gradients(seed)
     nodes, _, _ = walk("paper", basis)(grads, 1.01)
     for name, node in nodes.items():
         inside = np.swapaxes(node.basis, -1, -2) @ residual(node)
@@ -183,7 +192,7 @@ def test_residual_is_orthogonal_to_the_subspace(basis, seed):
 
 @pytest.mark.parametrize("granularity", ["column", "matrix"])
 def test_residual_is_scaled_as_the_core_was(granularity):
-    grads = {name: normal(0, 3, *shape) for name, shape in SHAPES.items()}
+    grads = gradients(0)
     nodes, _, _ = walk("released", granularity=granularity)(grads, FREE)
     for name, node in nodes.items():
         axes = -2 if granularity == "column" else (-2, -1)
@@ -194,18 +203,16 @@ def test_residual_is_scaled_as_the_core_was(granularity):
 
 def test_update_is_the_sum_of_its_parts():
     """U = c (α P N + s∘(G - κ P R)), formed at full size."""
-    grads = {name: normal(1, 3, *shape) for name, shape in SHAPES.items()}
-    for form in ("released", "paper"):
-        nodes, _, _ = walk(form)(grads, 1.01)
-        updates, _ = jax.jit(
-            lambda nodes: fira_jax.project_back().update(nodes, optax.EmptyState())
-        )(jax.tree.map(lambda x: x[2], nodes))
-        for name, node in nodes.items():
-            whole = residual(node)[2]
-            last = jax.tree.map(lambda x: np.asarray(x[2], np.float64), node)
-            whole = last.step_scale * (last.scale * last.basis @ last.core + whole)
-            whole = whole if node.view.compress_input else np.swapaxes(whole, -1, -2)
-            np.testing.assert_allclose(updates[name], whole, rtol=1e-4, atol=1e-5, err_msg=name)
+    grads = gradients(1)
+    nodes, _, _ = walk("released")(grads, 1.01)
+    final = jax.tree.map(lambda x: x[-1], nodes)
+    updates, _ = jax.jit(fira_jax.project_back().update)(final, optax.EmptyState())
+    for name, node in final.items():
+        last = jax.tree.map(lambda x: np.asarray(x, np.float64), node)
+        whole = residual(nodes[name])[-1]
+        whole = last.step_scale * (last.scale * last.basis @ last.core + whole)
+        whole = whole if node.view.compress_input else np.swapaxes(whole, -1, -2)
+        np.testing.assert_allclose(updates[name], whole, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 # --- its norm ---------------------------------------------------------------------------------
@@ -236,7 +243,7 @@ def test_pythagorean_norm_equals_the_direct_norm(form, basis, basis_dtype):
     def worst(*sizes):
         errors = []
         for size in sizes:
-            grads = {name: normal(0, 6, *shape) for name, shape in SHAPES.items()}
+            grads = gradients(0)
             for grad in grads.values():
                 for index in np.ndindex(grad.shape[:-2]):
                     values = np.full(min(grad.shape[-2:]), size)
