@@ -64,7 +64,7 @@ class LowRank:
         neither entry are batch axes: stacked layers and experts are handled one by one.
       seed: seeds whatever is random in the basis; no key is kept in the state.
       moments: what happens to the moments at a refresh: ``"keep"`` (released code) or ``"carry"``
-        (re-expressed in the new basis).
+        (re-expressed in the new basis, which must be orthonormal).
       refresh: when bases are replaced: ``"fixed"`` (all every ``update_proj_gap`` steps),
         ``"staggered"`` (the same number of refreshes spread evenly over the gap), or a callable
         ``(count, index, total, gap) -> bool`` over arrays.
@@ -111,8 +111,14 @@ class LowRank:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         require_choice("side", self.side, ("short", "long"))
         require_choice("moments", self.moments, ("keep", "carry"))
-        object.__setattr__(self, "basis", bases.resolve(self.basis))
+        basis = bases.resolve(self.basis)
+        object.__setattr__(self, "basis", basis)
         object.__setattr__(self, "refresh", refreshes.resolve(self.refresh))
+        if self.moments == "carry" and not basis.orthonormal:
+            raise ValueError(
+                "moments='carry' needs a basis with orthonormal vectors: in another one the moments "
+                f"would grow at every refresh, got basis={basis!r}"
+            )
         if self.basis_dtype is not None:
             require_float_dtype("basis_dtype", self.basis_dtype)
 

@@ -61,7 +61,9 @@ def structure(rng: np.random.Generator) -> Structure:
             rng, [optax.scale_by_lion(), optax.scale_by_rms(), optax.trace(0.9)]
         )
     else:
-        options["moments"] = choose(rng, ["keep", "carry"])
+        options["moments"] = choose(
+            rng, ["keep", "carry"] if options["basis"] != "random" else ["keep"]
+        )
         options["mu_dtype"] = choose(rng, [None, jnp.bfloat16])
     method = choose(rng, [fira_jax.fira, fira_jax.fira, fira_jax.galore])
     if method is fira_jax.fira:

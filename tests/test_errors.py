@@ -86,6 +86,11 @@ def test_objects_of_the_wrong_kind():
         fira_jax.fira(0.1, base_optimizer=optax.scale_by_lion(), moments="carry")
 
 
+def test_moments_are_carried_between_orthonormal_bases_only():
+    with pytest.raises(ValueError, match=r"moments='carry' needs .*orthonormal.*got basis=Random"):
+        LowRank(2, basis="random", moments="carry")
+
+
 @pytest.mark.parametrize("gamma", [0.99, 0, -1.0, float("nan"), np.float32(0.5)])
 def test_limiter_must_let_the_norm_stay(gamma):
     with pytest.raises(ValueError, match=f"gamma must be at least 1, got {gamma}"):

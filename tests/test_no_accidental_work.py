@@ -172,6 +172,8 @@ def test_no_promotion(dtype, x64, moments):
         params = {k: jax.ShapeDtypeStruct(x.shape, dtype) for k, x in PARAMS.items()}
         for method in (fira_jax.fira, fira_jax.galore):
             for basis in ("randomized", "svd", "dct", "random"):
+                if (basis, moments) == ("random", "carry"):
+                    continue  # refused
                 tx = method(0.1, 4, basis=basis, moments=moments, weight_decay=0.1)
                 state = jax.eval_shape(tx.init, params)
                 updates, new_state = jax.eval_shape(tx.update, params, state, params)
