@@ -116,7 +116,7 @@ class LowRank:
         object.__setattr__(self, "refresh", refreshes.resolve(self.refresh))
         if self.moments == "carry" and not basis.orthonormal:
             raise ValueError(
-                "moments='carry' needs a basis with orthonormal vectors: in another one the moments "
+                "moments='carry' needs a basis of orthonormal vectors: in another one the moments "
                 f"would grow at every refresh, got basis={basis!r}"
             )
         if self.basis_dtype is not None:
