@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hostile_cases import RECOVERY, Structure, history, mistake, structure
+from hostile_cases import RECOVERY, STEPS, Structure, history, mistake, structure
 
 import fira_jax
 
@@ -69,7 +69,7 @@ def walk(of: Structure) -> Callable[[Any], Any]:
                 jnp.concatenate([*norms, jnp.zeros(0)]),
             )
 
-        return jax.lax.scan(step, of.tx.init(params), grads)[1]
+        return jax.lax.scan(step, of.tx.init(params), grads, length=STEPS + RECOVERY)[1]
 
     return run
 
