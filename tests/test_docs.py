@@ -97,7 +97,6 @@ def test_the_demo_gets_into_the_readme_and_nothing_else_changes():
         "perplexity": 12.345,
         "optimizer_state_bytes": 3_460_000,
         "ms_per_update": 4.5,
-        "tokens_per_second": 12_345.6,
     }
     settings = {"steps": 3, "batch_size": 2, "seq_len": 8}
     demo = {"settings": settings, "results": {"adamw": result, "fira": result}}
