@@ -123,13 +123,13 @@ def test_state_has_as_many_elements_as_the_formulas_say(m, n, rank, layers, side
 
 def test_dtypes_of_the_state_are_chosen_one_by_one():
     tx = fira_jax.fira(0.1, 2, basis_dtype=jnp.bfloat16, mu_dtype=jnp.float16, nu_dtype=jnp.float32)
-    params = jnp.ones((4, 6), jnp.bfloat16)
-    state = tx.init(params)
+    params = jax.ShapeDtypeStruct((4, 6), jnp.bfloat16)
+    state = jax.eval_shape(tx.init, params)
     for _ in range(2):
         assert state[0].bases.dtype == jnp.bfloat16
         assert (state[1].mu.dtype, state[1].nu.dtype) == (jnp.float16, jnp.float32)
         assert state[3].previous.dtype == jnp.float32
-        updates, state = tx.update(params, state, params)
+        updates, state = jax.eval_shape(tx.update, params, state, params)
         assert updates.dtype == jnp.bfloat16
 
 
