@@ -137,7 +137,8 @@ def _refresh_alike(
             grad = jax.lax.switch(stack, pick, index)
             grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
             largest = jnp.max(jnp.abs(grad))
-            usable = jnp.isfinite(largest) & (largest > 0)
+            # One over a subnormal number is infinite.
+            usable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
             return jax.lax.cond(
                 is_due & usable, lambda: basis.find(grad / largest, old, rank, key), lambda: old
             )

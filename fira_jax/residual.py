@@ -148,10 +148,11 @@ def residual_norm(node: Subspace) -> jax.Array:
 
     and the last norm is :math:`\lVert r \rVert^2` for an orthonormal :math:`P`, else
     :math:`r^\top (P^\top P) r`. Where the residual is a tiny part of the gradient the difference
-    cancels to noise of some 1e-3 of :math:`\lVert s \circ G \rVert` in float32. A column below
-    counts as having no residual: a limiter that remembered noise (after a gradient of low rank)
-    would hold down the next real residual for hundreds of steps. A square orthonormal basis leaves
-    exactly :math:`(1 - \kappa) G`, which is used as it stands.
+    cancels to noise of some 1e-3 of :math:`\lVert s \circ G \rVert` in float32, 1e-2 if the basis
+    or the gradient is bfloat16. A column below counts as having no residual: a limiter that
+    remembered noise (after a gradient of low rank) would hold down the next real residual for
+    hundreds of steps. A square orthonormal basis leaves exactly :math:`(1 - \kappa) G`, which is
+    used as it stands.
     """
     assert node.residual_scale is not None
     kappa, inside = node.residual_leak, node.raw_energy
@@ -168,7 +169,10 @@ def residual_norm(node: Subspace) -> jax.Array:
             lifted = jnp.sum(node.raw * (gram @ node.raw), axis=-2, keepdims=True)
         whole = node.energy
         columns = whole - 2 * kappa * inside + jnp.square(kappa) * lifted
-        columns = jnp.where(columns > 32 * jnp.finfo(columns.dtype).eps * whole, columns, 0)
+        # What is left by the basis's own rounding is no more a residual than that of the sums.
+        rounding = max(jnp.finfo(x.dtype).eps for x in (node.basis, node.matrix))
+        noise = max(32 * jnp.finfo(columns.dtype).eps, (2 * rounding) ** 2)
+        columns = jnp.where(columns > noise * whole, columns, 0)
     # As a product: XLA's CPU compiler makes one kernel of it, and three of a long vector's sum.
     weights = jnp.square(node.residual_scale)
     energy = jnp.einsum("...ib,...ib->...", weights, columns)

@@ -210,7 +210,7 @@ MUTANTS = [
     Mutant(
         "rounding taken for a residual",
         "residual.py",
-        "columns > 32 * jnp.finfo(columns.dtype).eps * whole",
+        "columns > noise * whole",
         "columns > 0",
         (LIMITER,),
     ),
@@ -388,15 +388,29 @@ MUTANTS = [
     Mutant(
         "zero gradient factorised",
         "refresh.py",
-        "usable = jnp.isfinite(largest) & (largest > 0)",
-        "usable = jnp.isfinite(largest)",
+        "usable = jnp.isfinite(largest) & (largest >=",
+        "usable = jnp.isfinite(largest) & (0 <=",
         (BASIS,),
     ),
     Mutant(
         "infinite gradient factorised",
         "refresh.py",
-        "usable = jnp.isfinite(largest) & (largest > 0)",
-        "usable = ~(largest == 0)",
+        "usable = jnp.isfinite(largest) & (largest",
+        "usable = ~jnp.isnan(largest) & (largest",
+        (LIMITER,),
+    ),
+    Mutant(
+        "subnormal gradient factorised",
+        "refresh.py",
+        "largest >= jnp.finfo(largest.dtype).tiny",
+        "largest > 0",
+        (BASIS,),
+    ),
+    Mutant(
+        "the basis's own rounding taken for a residual",
+        "residual.py",
+        "noise = max(32 * jnp.finfo(columns.dtype).eps, (2 * rounding) ** 2)",
+        "noise = 32 * jnp.finfo(columns.dtype).eps",
         (LIMITER,),
     ),
     Mutant(

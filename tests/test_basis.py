@@ -35,6 +35,7 @@ def hostile_matrices(seed: int) -> dict[str, np.ndarray]:
         "constant": np.full_like(dense, -0.3),
         "condition 1e12": with_spectrum(seed, A, B, np.logspace(0, -12, A)),
         "tiny": dense * np.float32(1e-30),
+        "subnormal": dense * np.float32(1e-40),
         "huge": dense * np.float32(1e30),
         "one entry": sparse,
         "equal rows": duplicated,

@@ -161,13 +161,14 @@ def test_other_parameters_lose_only_the_entries_that_are_unusable(unusable):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
-def test_limiter_forgets_a_gradient_that_left_no_residual():
+@pytest.mark.parametrize("basis_dtype", [None, jnp.bfloat16])
+def test_limiter_forgets_a_gradient_that_left_no_residual(basis_dtype):
     """Of rank ``RANK`` at a refresh: what is left is rounding, not a norm to grow from."""
     grads = gradients(5)
     for g in grads.values():
         k = min(RANK, *g.shape[-2:])
         g[0] = g[0][..., :k] @ g[1][..., :k, :]
-    nodes, _, previous = walk("paper")(grads, 1.01)
+    nodes, _, previous = walk("paper", "svd", basis_dtype)(grads, 1.01)
     for name in SHAPES:
         assert (np.asarray(previous[name])[0] == 0).all(), name
         if name != "row":  # whose subspace is everything
@@ -255,4 +256,4 @@ def test_pythagorean_norm_equals_the_direct_norm(form, basis, basis_dtype):
     # Relative to ‖s∘G‖. Ordinary gradients; then the residual shrinks to nothing: its square is
     # known to some units of rounding of ‖s∘G‖², so the norm to their root. Below it counts as 0.
     assert worst(2.0, 0.5) < (1e-3 if basis_dtype else 1e-5)
-    assert worst(1e-2, 1e-3, 1e-5, 0.0) < 2e-3
+    assert worst(1e-2, 1e-3, 1e-5, 0.0) < (2e-2 if basis_dtype else 2e-3)
