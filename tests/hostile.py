@@ -89,7 +89,7 @@ def judge_history(of: Structure, run: Callable[[Any], Any], grads: Any) -> tuple
     spikes = [
         (np.abs(x) > 1e9) & (np.abs(x) < 1e20) for x in map(np.asarray, jax.tree.leaves(grads))
     ]
-    if not any(x.any() for x in spikes) and ((limits[-1] > 0) & (limits[-1] < 1e-3)).any():
+    if not any(x.any() for x in spikes) and ((limits[-1] > 0) & (limits[-1] < 1e-5)).any():
         return "dead", f"limiter at {limits[-1].min()} {RECOVERY} steps later"
     return "works", ""
 
