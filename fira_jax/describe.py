@@ -20,7 +20,8 @@ class Row:
     Attributes:
       path: where it stands in the tree.
       shape: its shape.
-      view: how it is read as matrices and at which rank; None if it is not projected.
+      view: how it is read as matrices and at which rank (0 for methods without a subspace); None
+        if it is not taken as matrices.
       state_bytes: bytes of optimizer state that belong to it.
       adam_bytes: bytes of Adam's two moments in the parameter's dtype.
     """
@@ -69,10 +70,11 @@ class Description:
             "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)) for r in (header, *body)
         ]
         lines.insert(1, "  ".join("-" * w for w in widths))
-        projected = sum(row.view is not None for row in self.rows)
+        views = [row.view for row in self.rows if row.view is not None]
+        how = "taken as matrices" if views and not any(v.rank for v in views) else "projected"
         share = f" ({self.state_bytes / self.adam_bytes:.1%})" if self.adam_bytes else ""
         lines.append(
-            f"{projected} of {len(self.rows)} parameters projected; optimizer state "
+            f"{len(views)} of {len(self.rows)} parameters {how}; optimizer state "
             f"{_size(self.state_bytes)} beside Adam's {_size(self.adam_bytes)}{share}"
         )
         return "\n".join(line.rstrip() for line in lines)
@@ -134,6 +136,8 @@ def _how(view: MatrixView | None) -> tuple[str, str, str]:
         if not view.batch_axes
         else f"{count} of {_times(view.matrix_shape)}"
     )
+    if view.rank == 0:
+        return matrices, "-", "-"
     side = "input" if view.compress_input else "output"
     return matrices, f"{side} {view.compressed_size}", str(view.rank)
 

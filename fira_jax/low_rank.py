@@ -129,54 +129,69 @@ class LowRank:
           ValueError: dimension numbers do not fit a parameter, or a parameter is neither real nor
             floating point.
         """
-        params = unbox(params)
-        with_paths = jax.tree_util.tree_flatten_with_path(
-            params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
-        )[0]
-        specs = self._specs(params, [path for path, _ in with_paths])
-        plan = [
-            self._leaf(path, x, spec) for (path, x), spec in zip(with_paths, specs, strict=True)
-        ]
-        recorder = _recorder.get()
-        if recorder is not None:
-            recorder.extend(leaf for leaf in plan if leaf)
-        return plan
+        return decide(params, self.weight_dimension_numbers, self.side, self.rank)
 
-    def _leaf(self, path: Any, x: Any, spec: Any) -> Leaf | None:
-        if isinstance(x, optax.MaskedNode):
-            return None
-        name = path_name(path)
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            raise ValueError(f"parameter '{name}' is not an array: {x!r}")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"parameter '{name}' with shape {x.shape} has dtype {x.dtype}, expected a real "
-                "floating-point dtype; leave it out with optax.masked or optax.partition"
-            )
-        if spec is None or 0 in x.shape:
-            return Leaf(name, tuple(x.shape), x.dtype, None)
-        view = matrix_view(name, x.shape, spec, self.side, self.rank)
-        return Leaf(name, tuple(x.shape), x.dtype, view)
 
-    def _specs(self, params: Params, paths: list[Any]) -> list[Any]:
-        """One dimension-number spec, or None, for each leaf path of ``params``."""
-        numbers = self.weight_dimension_numbers
-        shapes = [
-            getattr(x, "shape", ())
-            for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-        ]
-        if numbers is None:
-            return [MuonDimensionNumbers() if len(s) == 2 else None for s in shapes]
-        if _is_spec(numbers):
-            needed = max(*(abs(i) + (i >= 0) for i in _axes(numbers)), 2)
-            return [numbers if len(s) >= needed else None for s in shapes]
-        if callable(numbers):
-            numbers = numbers(params)
-        entries = jax.tree_util.tree_flatten_with_path(
-            numbers, is_leaf=lambda x: x is None or _is_spec(x)
-        )[0]
-        table = {path_name(path): spec for path, spec in entries}
-        return [_lookup(table, path) for path in paths]
+def decide(
+    params: Params, weight_dimension_numbers: Any, side: Literal["short", "long"], rank: int
+) -> list[Leaf | None]:
+    """Which leaves of ``params`` are matrices, and how they are read; None at masked places.
+
+    A rank of 0 stands for methods without a subspace: the whole matrix moves.
+
+    Raises:
+      ValueError: dimension numbers do not fit a parameter, or a parameter is neither real nor
+        floating point.
+    """
+    params = unbox(params)
+    with_paths = jax.tree_util.tree_flatten_with_path(
+        params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+    )[0]
+    specs = _specs(weight_dimension_numbers, params, [path for path, _ in with_paths])
+    plan = [
+        _leaf(path, x, spec, side, rank) for (path, x), spec in zip(with_paths, specs, strict=True)
+    ]
+    recorder = _recorder.get()
+    if recorder is not None:
+        recorder.extend(leaf for leaf in plan if leaf)
+    return plan
+
+
+def _leaf(path: Any, x: Any, spec: Any, side: Literal["short", "long"], rank: int) -> Leaf | None:
+    if isinstance(x, optax.MaskedNode):
+        return None
+    name = path_name(path)
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise ValueError(f"parameter '{name}' is not an array: {x!r}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"parameter '{name}' with shape {x.shape} has dtype {x.dtype}, expected a real "
+            "floating-point dtype; leave it out with optax.masked or optax.partition"
+        )
+    if spec is None or 0 in x.shape:
+        return Leaf(name, tuple(x.shape), x.dtype, None)
+    view = matrix_view(name, x.shape, spec, side, rank)
+    return Leaf(name, tuple(x.shape), x.dtype, view)
+
+
+def _specs(numbers: Any, params: Params, paths: list[Any]) -> list[Any]:
+    """One dimension-number spec, or None, for each leaf path of ``params``."""
+    shapes = [
+        getattr(x, "shape", ())
+        for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    ]
+    if numbers is None:
+        return [MuonDimensionNumbers() if len(s) == 2 else None for s in shapes]
+    if _is_spec(numbers):
+        needed = max(*(abs(i) + (i >= 0) for i in _axes(numbers)), 2)
+        return [numbers if len(s) >= needed else None for s in shapes]
+    if callable(numbers):
+        numbers = numbers(params)
+    entries = jax.tree_util.tree_flatten_with_path(
+        numbers, is_leaf=lambda x: x is None or _is_spec(x)
+    )[0]
+    table = {path_name(path): spec for path, spec in entries}
+    return [_lookup(table, path) for path in paths]
 
 
 def match_paths(
