@@ -110,17 +110,19 @@ def scale_by_adam_in_subspace(
             m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * grad
             v = jnp.asarray(b2, wide) * v + jnp.asarray(1 - b2, wide) * jnp.square(grad)
             if bias_correction == "inside":
-                core = (m / correction1) / (jnp.sqrt(v / correction2) + eps)
+                denominator = jnp.sqrt(v / correction2) + eps
+                core = (m / correction1) / denominator
             else:
-                core = m / (jnp.sqrt(v) + eps)
+                denominator = jnp.sqrt(v) + eps
+                core = m / denominator
             correction = jnp.ones([], wide)
             if bias_correction == "outside":
                 correction = (jnp.sqrt(correction2) / correction1).astype(wide)
             stored = m.astype(mu.dtype), v.astype(nu.dtype)
             if node is None:
                 return (correction * core).astype(leaf.dtype), *stored
-            core = core.astype(wide)
-            return node.replace(core=core, step_scale=node.step_scale * correction), *stored
+            changes = {"core": core.astype(wide), "denominator": denominator.astype(wide)}
+            return node.replace(step_scale=node.step_scale * correction, **changes), *stored
 
         updates, mu, nu = map_leaves(step, updates, state.mu, state.nu)
         return updates, AdamInSubspaceState(count, mu, nu)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +13,8 @@ import optax
 
 from fira_jax import basis as bases
 from fira_jax import refresh as refreshes
-from fira_jax.low_rank import LowRank, warn_if_nothing_is_projected
+from fira_jax.low_rank import Leaf, LowRank, warn_if_nothing_is_projected
+from fira_jax.residual import residual
 from fira_jax.subspace import (
     MatrixView,
     Params,
@@ -31,8 +34,8 @@ class LowRankProjectState(NamedTuple):
 
     Attributes:
       count: steps taken, int32 scalar.
-      bases: what the basis stores for each projected parameter (for SVD ``[*batch, a, r]``);
-        ``optax.MaskedNode`` for the others.
+      bases: what the basis stores for each projected parameter, an array or a pytree of them (for
+        SVD ``[*batch, a, r]``); ``optax.MaskedNode`` for the others.
     """
 
     count: jax.Array  # type: ignore[assignment]  # as Optax names it
@@ -91,7 +94,7 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
             one = basis.init(view.compressed_size, view.rank, dtype)
             if one is None:
                 return optax.MaskedNode()
-            return jnp.tile(one, (*view.batch_shape, *(1,) * one.ndim))
+            return jax.tree.map(lambda x: jnp.tile(x, (*view.batch_shape, *(1,) * x.ndim)), one)
 
         count = jnp.zeros([], jnp.int32)
         return LowRankProjectState(count, jax.tree.map(stored, unbox(params), is_leaf=is_leaf))
@@ -105,13 +108,8 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         del params, extra_args
         plan = low_rank.leaves(updates)
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
-        stored, stored_def = jax.tree.flatten(state.bases, is_leaf=is_leaf)
-        require_same_leaves(leaves, stored)
-        for leaf, old in zip(plan, stored, strict=True):
-            if leaf:
-                expected = _stored_shape(basis, leaf.view)  # type: ignore[arg-type]  # hashable
-                name = f"the update of parameter '{leaf.path}' with shape {leaf.shape}"
-                require_same_shape(name, expected, getattr(old, "shape", None))
+        arrays, stored_def = jax.tree.flatten(state.bases, is_leaf=is_leaf)
+        stored = _by_parameter(basis, plan, arrays)
         views = {i: leaf.view for i, leaf in enumerate(plan) if leaf and leaf.view}
         matrices = {i: view.to_matrix(leaves[i]) for i, view in views.items()}
 
@@ -129,8 +127,9 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         for (i, view), new in zip(views.items(), bases_now, strict=True):
             leaves[i] = _node(low_rank, view, matrices[i], stored[i], new, refreshed, key)
             stored[i] = new
+        arrays = jax.tree.leaves(stored, is_leaf=is_leaf)
         state = LowRankProjectState(
-            optax.safe_increment(state.count), jax.tree.unflatten(stored_def, stored)
+            optax.safe_increment(state.count), jax.tree.unflatten(stored_def, arrays)
         )
         return jax.tree.unflatten(treedef, leaves), state
 
@@ -144,8 +143,9 @@ def project_back() -> optax.GradientTransformationExtraArgs:
 
         U = c \left( P (\alpha N - \kappa\, s \circ R) + s \circ G \right)
 
-    One product, whatever the method: the residual is expanded instead of formed. The only place
-    where an array of the weight's size is made. Plain arrays pass unchanged.
+    One product, whatever the method: the residual is expanded instead of formed (unless a method
+    does something to its entries, which takes a second product). The only place where an array of
+    the weight's size is made. Plain arrays pass unchanged.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp, optax
@@ -167,10 +167,15 @@ def project_back() -> optax.GradientTransformationExtraArgs:
             inside.append(node.step_scale * node.scale * node.core)
         if node.residual_scale is not None:
             s = node.step_scale * node.residual_scale
-            if node.residual_leak is not None:
-                inside.append(-node.residual_leak * s * node.raw)
-            # Written in the weight's own orientation: a transposed result would be copied.
-            parts.append(jnp.where(node.usable, node.view.canonical(s) * node.matrix, 0))
+            if node.residual_map is not None:
+                parts.append(node.view.canonical(s) * node.residual_map(residual(node)))
+            else:
+                if node.residual_leak is not None:
+                    inside.append(-node.residual_leak * s * node.raw)
+                if s.shape[-2] > 1:
+                    s = node.basis.spread(s)
+                # Written in the weight's own orientation: a transposed result would be copied.
+                parts.append(jnp.where(node.usable, node.view.canonical(s) * node.matrix, 0))
         if inside:
             parts.append(node.view.lift(node.basis, functools.reduce(jnp.add, inside)))
         return node.view.from_matrix(functools.reduce(jnp.add, parts).astype(node.matrix.dtype))
@@ -178,13 +183,39 @@ def project_back() -> optax.GradientTransformationExtraArgs:
     return stateless(lambda updates: map_leaves(lift, updates))
 
 
+def _by_parameter(
+    basis: bases.Basis, plan: Sequence[Leaf | None], arrays: Sequence[Any]
+) -> list[Any]:
+    """What is stored for each parameter, put together from all arrays in order.
+
+    Raises:
+      ValueError: the arrays are not those that these parameters need.
+    """
+    views = [leaf.view if leaf else None for leaf in plan]
+    expected = [
+        jax.tree.flatten(_stored(basis, view), is_leaf=is_leaf)  # type: ignore[arg-type]  # hashable
+        for view in views
+    ]
+    require_same_leaves([x for parts, _ in expected for x in parts], arrays)
+    remaining, stored = iter(arrays), []
+    for leaf, (parts, treedef) in zip(plan, expected, strict=True):
+        found = list(itertools.islice(remaining, len(parts)))
+        for part, x in zip(parts if leaf else (), found, strict=False):
+            name = f"the update of parameter '{leaf.path}' with shape {leaf.shape}"  # type: ignore[union-attr]
+            require_same_shape(name, *(getattr(y, "shape", None) for y in (part, x)))
+        stored.append(jax.tree.unflatten(treedef, found))
+    return stored
+
+
 @functools.cache
-def _stored_shape(basis: bases.Basis, view: MatrixView | None) -> tuple[int, ...] | None:
-    """The shape of what is stored for one parameter; None if nothing is."""
+def _stored(basis: bases.Basis, view: MatrixView | None) -> Any:
+    """The shapes of what is stored for one parameter; masked if nothing is."""
     if view is None:
-        return None
+        return optax.MaskedNode()
     one = jax.eval_shape(lambda: basis.init(view.compressed_size, view.rank, jnp.float32))
-    return None if one is None else (*view.batch_shape, *one.shape)
+    if one is None:
+        return optax.MaskedNode()
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*view.batch_shape, *x.shape), x.dtype), one)
 
 
 def _node(
@@ -224,6 +255,7 @@ def _node(
         raw=raw,
         raw_energy=jnp.where(usable, energy, 0),
         core=raw,
+        denominator=None,
         scale=jnp.asarray(low_rank.scale, raw.dtype),
         step_scale=jnp.ones([], raw.dtype),
         residual_scale=None,
@@ -231,8 +263,13 @@ def _node(
         rotation=rotation,
         refreshed=None if rotation is None else refreshed,
         view=view,
+        # Directions are not rounded to the matrix's dtype before they are applied.
         orthonormal=kind.orthonormal
-        and min(jnp.finfo(x.dtype).bits for x in (basis, matrix)) >= 32,
+        and (
+            not isinstance(basis, jax.Array)
+            or min(jnp.finfo(x.dtype).bits for x in (basis, matrix)) >= 32
+        ),
+        residual_map=None,
     )
 
 

@@ -137,7 +137,26 @@ def norm_ratio(
 
 
 def residual_norm(node: Subspace) -> jax.Array:
-    r"""The norm :math:`\lVert s \circ (G - \kappa P R) \rVert_F` of each matrix, ``[*batch]``.
+    r"""The norm :math:`\lVert s \circ f(G - \kappa P R) \rVert_F` of each matrix, ``[*batch]``."""
+    assert node.residual_scale is not None
+    # As a product: XLA's CPU compiler makes one kernel of it, and three of a long vector's sum.
+    weights = jnp.square(node.residual_scale)
+    return jnp.sqrt(jnp.einsum("...ib,...ib->...", weights, residual_energy(node)))
+
+
+def residual(node: Subspace) -> jax.Array:
+    r"""The full-size residual :math:`G - \kappa P R`, ``[*batch, m, n]``, at least float32.
+
+    For methods that do something to its entries; all others expand it.
+    """
+    whole = jnp.where(node.usable, node.matrix, 0).astype(node.raw.dtype)
+    if node.residual_leak is None:
+        return whole
+    return whole - node.view.lift(node.basis, node.residual_leak * node.raw)
+
+
+def residual_energy(node: Subspace) -> jax.Array:
+    r""":math:`\lVert f(g - \kappa P r) \rVert^2` of each column, ``[*batch, 1, b]``.
 
     From arrays that exist already. By columns, since :math:`P^\top g = r` whatever :math:`P` is,
 
@@ -154,9 +173,10 @@ def residual_norm(node: Subspace) -> jax.Array:
     hundreds of steps. A square orthonormal basis leaves exactly :math:`(1 - \kappa) G`, which is
     used as it stands.
     """
-    assert node.residual_scale is not None
     kappa, inside = node.residual_leak, node.raw_energy
-    if kappa is None:
+    if node.residual_map is not None:
+        columns = column_energy(node.view.canonical(node.residual_map(residual(node))))
+    elif kappa is None:
         columns = node.energy
     elif node.orthonormal and node.view.rank == node.view.compressed_size:
         columns = jnp.square(1 - kappa) * inside
@@ -173,7 +193,4 @@ def residual_norm(node: Subspace) -> jax.Array:
         rounding = max(jnp.finfo(x.dtype).eps for x in (node.basis, node.matrix))
         noise = max(32 * jnp.finfo(columns.dtype).eps, (2 * rounding) ** 2)
         columns = jnp.where(columns > noise * whole, columns, 0)
-    # As a product: XLA's CPU compiler makes one kernel of it, and three of a long vector's sum.
-    weights = jnp.square(node.residual_scale)
-    energy = jnp.einsum("...ib,...ib->...", weights, columns)
-    return jnp.sqrt(energy)
+    return columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,25 @@ import optax
 
 Params = Any
 """A pytree of arrays (or of anything with a shape and a dtype)."""
+
+
+class Directions(Protocol):
+    """A basis that is never written out as an array, since its products need no multiplications.
+
+    Such as coordinate directions, which only pick rows. A registered pytree; its arrays may have
+    leading batch axes. It stands wherever a basis ``[*batch, a, r]`` could.
+
+    Attributes:
+      dtype: the dtype whose rounding its vectors bear; float64 if they are exact in any.
+    """
+
+    dtype: Any
+
+    def project(self, matrix: jax.Array) -> jax.Array:
+        r""":math:`P^\top G`, ``[*batch, a, b] -> [*batch, r, b]``, in the dtype of the matrix."""
+
+    def lift(self, coordinates: jax.Array) -> jax.Array:
+        r""":math:`P X`, ``[*batch, r, b] -> [*batch, a, b]``, in the dtype of the coordinates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +49,7 @@ class MatrixView:
       input_axes: axes that form ``m``.
       output_axes: axes that form ``n``.
       compress_input: whether ``a`` is ``m`` (else it is ``n``).
-      rank: ``r``, dimension of the subspace.
+      rank: ``r``, dimension of the subspace; 0 for methods without one.
 
     Example:
       >>> import fira_jax
@@ -90,20 +109,24 @@ class MatrixView:
     # XLA folds a transposed *operand* into the product but copies a transposed *result*, so both
     # products are spelled out for both orientations instead of transposing.
 
-    def project(self, basis: jax.Array, matrix: jax.Array) -> jax.Array:
+    def project(self, basis: jax.Array | Directions, matrix: jax.Array) -> jax.Array:
         r"""The coordinates :math:`P^\top G`: ``[*batch, a, r], [*batch, m, n] -> [*batch, r, b]``.
 
         Accumulated in float32 (or wider), whatever the gradient's dtype.
         """
         spec = "...ra,...ab->...rb" if self.compress_input else "...ra,...ba->...rb"
         accumulate = jnp.promote_types(matrix.dtype, jnp.float32)
+        if not isinstance(basis, jax.Array):
+            return basis.project(self.canonical(matrix).astype(accumulate))
         # XLA would fold this transpose into the product, which on a CPU takes twice as long for it
         # (three times if the matrix is transposed too); the barrier has the small array copied.
         rows = jax.lax.optimization_barrier(basis.astype(matrix.dtype).swapaxes(-1, -2))
         return jnp.einsum(spec, rows, matrix, preferred_element_type=accumulate)
 
-    def lift(self, basis: jax.Array, coordinates: jax.Array) -> jax.Array:
+    def lift(self, basis: jax.Array | Directions, coordinates: jax.Array) -> jax.Array:
         r""":math:`P X` in the matrix's own orientation: ``[*batch, r, b] -> [*batch, m, n]``."""
+        if not isinstance(basis, jax.Array):
+            return self.canonical(basis.lift(coordinates))
         spec = "...ar,...rb->...ab" if self.compress_input else "...ar,...rb->...ba"
         accumulate = jnp.promote_types(basis.dtype, jnp.float32)
         return jnp.einsum(
@@ -118,29 +141,34 @@ class Subspace:
 
     .. math::
 
-        U = c \left( \alpha P N + s \circ (G - \kappa P R) \right), \qquad R = P^\top G
+        U = c \left( \alpha P N + s \circ f(G - \kappa P R) \right), \qquad R = P^\top G
 
     ``low_rank_project`` makes it, each transformation rewrites one field, ``project_back`` turns
-    it into the array :math:`U`. The full-size residual :math:`G - \kappa P R` is never formed.
+    it into the array :math:`U`. Unless a method asks for an :math:`f`, the full-size residual
+    :math:`G - \kappa P R` is never formed.
 
     Attributes:
       matrix: gradient ``[*batch, m, n]``, in the weight's own orientation, as it came.
       usable: whether it is finite, ``[*batch, 1, 1]``; where not, it counts as zero.
-      basis: :math:`P`, ``[*batch, a, r]``.
+      basis: :math:`P`, ``[*batch, a, r]``, or the :class:`Directions` it stands for.
       raw: :math:`R`, the gradient's coordinates, ``[*batch, r, b]``, at least float32, zero where
         the gradient is not usable.
       raw_energy: :math:`\lVert R_{:,j} \rVert^2`, ``[*batch, 1, b]``.
       core: :math:`N`, what the optimizer in the subspace makes of them, ``[*batch, r, b]``; None if
         the update has no part that is lifted from the subspace.
+      denominator: what that optimizer divided by, ``[*batch, r, b]``; None if it does not say.
       scale: :math:`\alpha`, weight of the subspace part, scalar.
-      step_scale: :math:`c`, correction of the whole step, scalar.
-      residual_scale: :math:`s`, ``[*batch, 1, b]``, or None for no residual.
+      step_scale: :math:`c`, correction of the whole step, scalar or ``[*batch, 1, 1]``.
+      residual_scale: :math:`s`, ``[*batch, 1, b]``, or None for no residual. One for each entry of
+        a direction, ``[*batch, r, b]``, if the basis consists of :class:`fira_jax.basis.Blocks`.
       residual_leak: :math:`\kappa`, scalar: 1 removes the subspace part from the residual exactly;
         None keeps all of it (:math:`\kappa = 0`, at no cost).
       rotation: :math:`P_{new}^\top P_{old}`, ``[*batch, r, r]``, when moments are to be carried
         into a new basis; None otherwise.
       refreshed: whether any basis changed at this step, bool scalar; None with ``rotation``.
       view: how the weight is read as matrices.
+      residual_map: :math:`f`, what is done to the entries of the residual, such as ``jnp.sign``;
+        None for nothing.
       orthonormal: whether the columns of ``basis`` are orthonormal to float32 precision.
 
     Example:
@@ -154,10 +182,11 @@ class Subspace:
 
     matrix: jax.Array
     usable: jax.Array
-    basis: jax.Array
+    basis: Any  # jax.Array | Directions
     raw: jax.Array
     raw_energy: jax.Array
     core: jax.Array | None
+    denominator: jax.Array | None
     scale: jax.Array
     step_scale: jax.Array
     residual_scale: jax.Array | None
@@ -166,6 +195,9 @@ class Subspace:
     refreshed: jax.Array | None
     view: MatrixView = dataclasses.field(metadata={"static": True})
     orthonormal: bool = dataclasses.field(metadata={"static": True})
+    residual_map: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
+        metadata={"static": True}
+    )
 
     @property
     def energy(self) -> jax.Array:

@@ -59,19 +59,19 @@ MUTANTS = [
     Mutant(
         "ε inside the root",
         "moments.py",
-        "core = m / (jnp.sqrt(v) + eps)",
-        "core = m / jnp.sqrt(v + eps)",
+        "denominator = jnp.sqrt(v) + eps",
+        "denominator = jnp.sqrt(v + eps)",
     ),
     Mutant(
         "ε on the corrected root",
         "moments.py",
-        "core = m / (jnp.sqrt(v) + eps)",
-        "core = m / (jnp.sqrt(v) + eps * jnp.sqrt(correction2))",
+        "denominator = jnp.sqrt(v) + eps",
+        "denominator = jnp.sqrt(v) + eps * jnp.sqrt(correction2)",
     ),
     Mutant(
         "bias corrected twice",
         "moments.py",
-        "core = m / (jnp.sqrt(v) + eps)",
+        "core = m / denominator",
         "core = (m / correction1) / (jnp.sqrt(v / correction2) + eps)",
     ),
     Mutant(
