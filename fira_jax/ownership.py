@@ -32,7 +32,7 @@ def owned_state(
 
     Sees through every wrapper, since it only relies on two things: what each ``LowRank`` decides
     while ``tx.init`` is traced, and that the state of a parameter stands below whatever keeps it
-    at the same path as the parameter in its tree.
+    at the same path as the parameter in its tree, or, if it has several parts, below that path.
 
     Args:
       tx: a transformation.
@@ -57,9 +57,12 @@ def owned_state(
             parameters[_keys(path)] = decided.get(name, undecided)
 
     def owner(keys: tuple[str, ...], array: Any) -> Leaf | None:
-        for start in range(len(keys)):
-            if keys[start:] in parameters:
-                return parameters[keys[start:]]
+        for end in range(len(keys), 0, -1):
+            for start in range(end):
+                if keys[start:end] in parameters:
+                    return parameters[keys[start:end]]
+            if array.ndim == 0:
+                break  # a path through the members of a chain may be one through a list, too
         # The whole tree may be one array, whose path is empty: then scalars are counters.
         return parameters.get(()) if array.ndim else None
 

@@ -71,7 +71,8 @@ def refresh(
       basis: kind of basis.
       views: how each parameter is read as matrices.
       matrices: the gradients ``[*batch, m, n]``.
-      stored: what the basis stores for each, ``[*batch, ...]``; masked where it stores nothing.
+      stored: what the basis stores for each, arrays ``[*batch, ...]``; masked where it stores
+        nothing.
       due: ``(index, total) -> bool`` for an array of matrix indices.
       key: for whatever is random.
 
@@ -85,7 +86,8 @@ def refresh(
     for i, (view, matrix, old) in enumerate(zip(views, matrices, stored, strict=True)):
         if not isinstance(old, optax.MaskedNode):
             size = (view.compressed_size, view.long_size, view.rank)
-            groups[size, matrix.dtype, old.dtype].append(i)
+            dtypes = tuple(x.dtype for x in jax.tree.leaves(old))
+            groups[size, matrix.dtype, dtypes].append(i)
 
     new = list(stored)
     for group in groups.values():
@@ -108,12 +110,12 @@ def _refresh_alike(
     basis: Basis,
     views: tuple[MatrixView, ...],
     matrices: list[jax.Array],
-    stored: list[jax.Array],
+    stored: list[Any],
     due: list[jax.Array],
     key: jax.Array,
-) -> list[jax.Array]:
+) -> list[Any]:
     """Refreshes parameters whose matrices have the same canonical shape."""
-    rank, item_shape = views[0].rank, stored[0].shape[len(views[0].batch_shape) :]
+    rank = views[0].rank
     # A parameter that is a stack stays where it stands, however large. Single matrices are copied
     # into one: to pick each by a branch of its own would take the compiler longer. (Its key is a
     # tuple, since the position 1 would equal True.)
@@ -122,7 +124,11 @@ def _refresh_alike(
         together[(i,) if view.batch_axes else view.compress_input].append(i)
     order = [i for members in together.values() for i in members]
 
-    def refresh_all() -> list[jax.Array]:
+    def flat(i: int) -> Any:
+        batch = len(views[i].batch_shape)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[batch:]), stored[i])
+
+    def refresh_all() -> list[Any]:
         stacks = [
             jnp.concatenate([matrices[i].reshape(-1, *views[i].matrix_shape) for i in members])
             for members in together.values()
@@ -132,7 +138,7 @@ def _refresh_alike(
             for stack, members in zip(stacks, together.values(), strict=True)
         ]
 
-        def refresh_one(args: tuple[jax.Array, ...]) -> jax.Array:
+        def refresh_one(args: tuple[Any, ...]) -> Any:
             stack, index, old, is_due = args
             grad = jax.lax.switch(stack, pick, index)
             grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
@@ -148,12 +154,15 @@ def _refresh_alike(
             (
                 np.repeat(np.arange(len(stacks)), [len(x) for x in stacks]),
                 np.concatenate([np.arange(len(x)) for x in stacks]),
-                jnp.concatenate([stored[i].reshape(-1, *item_shape) for i in order]),
+                jax.tree.map(lambda *x: jnp.concatenate(x), *(flat(i) for i in order)),
                 jnp.concatenate([due[i] for i in order]),
             ),
         )
-        parts = jnp.split(found, np.cumsum([len(due[i]) for i in order])[:-1])
-        new = dict(zip(order, parts, strict=True))
-        return [new[i].reshape(x.shape) for i, x in enumerate(stored)]
+        ends = itertools.accumulate(len(due[i]) for i in order)
+        rows = {i: slice(end - len(due[i]), end) for i, end in zip(order, ends, strict=True)}
+        return [
+            jax.tree.map(lambda x, y, i=i: x[rows[i]].reshape(y.shape), found, old)
+            for i, old in enumerate(stored)
+        ]
 
     return jax.lax.cond(jnp.any(jnp.concatenate(due)), refresh_all, lambda: stored)

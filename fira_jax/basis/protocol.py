@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ class Basis(Protocol):
 
     All methods see a single matrix in canonical orientation, ``a`` being the compressed axis;
     batching, the schedule of refreshes and the guard against unusable gradients are done around
-    them.
+    them. What is stored is an array, or a pytree of several.
 
     Attributes:
       orthonormal: whether :meth:`vectors` has orthonormal columns.
@@ -27,10 +27,10 @@ class Basis(Protocol):
 
     orthonormal: bool
 
-    def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array | None:
+    def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> Any:
         """What is stored before the first refresh, or None if nothing ever is."""
 
-    def find(self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array) -> jax.Array:
+    def find(self, grad: jax.Array, stored: Any, rank: int, key: jax.Array) -> Any:
         """A new stored value from a gradient.
 
         Args:
@@ -40,18 +40,22 @@ class Basis(Protocol):
           key: the same for all matrices of a step, so that stacking changes nothing.
 
         Returns:
-          An array of the shape and dtype of ``stored``.
+          A value of the structure, shapes and dtypes of ``stored``.
         """
 
     def vectors(
         self,
-        stored: jax.Array | None,
+        stored: Any,
         a: int,
         rank: int,
         dtype: jax.typing.DTypeLike,
         key: jax.Array,
     ) -> jax.Array:
-        """The basis ``[..., a, rank]`` that ``stored`` (``[..., *shape of init]``) stands for."""
+        """The basis ``[..., a, rank]`` that ``stored`` stands for.
+
+        ``stored`` has leading batch axes, ``[..., *shape of init]``, in each of its arrays; it is
+        None if nothing is stored.
+        """
 
 
 def canonical_signs(vectors: jax.Array) -> jax.Array:
