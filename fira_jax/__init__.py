@@ -19,6 +19,8 @@ from fira_jax.project import low_rank_project as low_rank_project
 from fira_jax.project import project_back as project_back
 from fira_jax.residual import fira_residual_scale as fira_residual_scale
 from fira_jax.residual import replace_by_scaled_gradient as replace_by_scaled_gradient
+from fira_jax.rounding import StochasticRoundingState as StochasticRoundingState
+from fira_jax.rounding import round_stochastically as round_stochastically
 from fira_jax.sharding import state_shardings as state_shardings
 from fira_jax.subspace import MatrixView as MatrixView
 from fira_jax.subspace import Subspace as Subspace

@@ -1,0 +1,45 @@
+"""Random numbers that depend on a step and a position only, so that no state holds a key."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+
+def random_bits(
+    seed: jax.typing.ArrayLike, step: jax.typing.ArrayLike, name: str, shape: tuple[int, ...]
+) -> jax.Array:
+    """Independent uint32 numbers, by hashing ``seed``, ``step``, ``name`` and each position.
+
+    A handful of integer operations for each number, which the compiler fuses with whatever uses
+    it: nothing of ``shape`` is stored, and under a partitioner every device makes its own share.
+
+    Args:
+      seed: a whole number.
+      step: a whole number, such as the count of steps taken.
+      name: what the numbers are for, such as a parameter's path.
+      shape: how many.
+    """
+    word = jnp.uint32(zlib.crc32(name.encode()))
+    for other in (seed, step):
+        word = _mix(word * jnp.uint32(0x9E3779B1) ^ jnp.asarray(other).astype(jnp.uint32))
+    rows = math.prod(shape[:-1])
+    plane = (rows, shape[-1]) if shape else (1, 1)
+    row, column = (jax.lax.broadcasted_iota(jnp.uint32, plane, i) for i in (0, 1))
+    x = (row * jnp.uint32(0x9E3779B1) ^ word) + (column * jnp.uint32(0x85EBCA77) ^ _mix(~word))
+    return _mix(x).reshape(shape)
+
+
+def uniform(bits: jax.Array) -> jax.Array:
+    """Random bits as float32 numbers in [0, 1)."""
+    return (bits >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of 32-bit words in which every input bit sways every output bit."""
+    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> shift)) * jnp.uint32(multiplier)
+    return x ^ (x >> 16)
