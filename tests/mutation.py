@@ -4,12 +4,14 @@
     python tests/mutation.py limiter    # those whose description or file has the word
 
 Each mutant of tests/mutants.py is applied to a scratch copy of the library that hides the
-installed one. A mutant no test notices has survived. Writes docs/results/mutation.json.
+installed one. A mutant no test notices has survived. Writes docs/results/mutation.json after every
+mutant; started again on the same library and tests, it goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -85,6 +87,36 @@ def check(mutant: Mutant, scratch: Path, timeout: float) -> dict[str, Any]:
     }
 
 
+def fingerprint() -> str:
+    """Stands for everything an outcome depends on: the library and its tests."""
+    digest = hashlib.sha256()
+    for path in sorted([*(ROOT / PACKAGE).rglob("*.py"), *TESTS.glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def finished_rows(output: Path, of: str) -> dict[str, dict[str, Any]]:
+    """Outcomes that an interrupted run left behind, by what the mutant breaks."""
+    if not output.exists():
+        return {}
+    results = json.loads(output.read_text())
+    return {row["why"]: row for row in results["table"]} if results["of"] == of else {}
+
+
+def write(output: Path, of: str, rows: list[dict[str, Any]]) -> None:
+    """Records the outcomes so far."""
+    results = {"of": of, "mutants": len(rows), "survivors": surviving(rows), "table": rows}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, output)
+
+
+def surviving(rows: list[dict[str, Any]]) -> list[str]:
+    """The mutants no test noticed."""
+    return [row["why"] for row in rows if row["outcome"] == "survived"]
+
+
 def main() -> None:
     """Runs the check from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -93,6 +125,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if args.word in f"{m.why} {m.file}"]
+    of = fingerprint()
+    done = finished_rows(args.output, of)
 
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory).resolve()
@@ -100,25 +134,22 @@ def main() -> None:
             ROOT / PACKAGE, scratch / PACKAGE, ignore=shutil.ignore_patterns("__pycache__")
         )
         require_scratch_is_used(scratch)
-        files = tuple(sorted({name for m in chosen for name in m.tests}))
-        print(f"unbroken, on {', '.join(files)} ...", flush=True)
-        passed, failure = run_tests(scratch, files, 10 * args.timeout)
-        if not passed:
-            sys.exit(f"the suite fails on the library as it is: {failure}")
-        rows = []
+        if not done:
+            files = tuple(sorted({name for m in chosen for name in m.tests}))
+            print(f"unbroken, on {', '.join(files)} ...", flush=True)
+            passed, failure = run_tests(scratch, files, 10 * args.timeout)
+            if not passed:
+                sys.exit(f"the suite fails on the library as it is: {failure}")
+        rows: list[dict[str, Any]] = []
         for i, mutant in enumerate(chosen):
-            rows.append(check(mutant, scratch, args.timeout))
+            rows.append(done.get(mutant.why) or check(mutant, scratch, args.timeout))
             print("{i:3d}/{n} {outcome:8s} {seconds:4d} s  {why} ({file}): {by}".format(
                 i=i + 1, n=len(chosen), **rows[-1]), flush=True)  # fmt: skip
+            if not args.word:
+                write(args.output, of, rows)
 
-    survivors = [row["why"] for row in rows if row["outcome"] == "survived"]
+    survivors = surviving(rows)
     print(f"{len(rows) - len(survivors)} of {len(rows)} killed; survivors: {survivors or 'none'}")
-    if not args.word:
-        results = {"mutants": len(rows), "survivors": survivors, "table": rows}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.output.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        os.replace(temporary, args.output)
     sys.exit(bool(survivors))
 
 
