@@ -100,7 +100,7 @@ def finished_rows(output: Path, of: str) -> dict[str, dict[str, Any]]:
     if not output.exists():
         return {}
     results = json.loads(output.read_text())
-    return {row["why"]: row for row in results["table"]} if results["of"] == of else {}
+    return {row["why"]: row for row in results["table"]} if results.get("of") == of else {}
 
 
 def write(output: Path, of: str, rows: list[dict[str, Any]]) -> None:
