@@ -133,7 +133,7 @@ def _how(view: MatrixView | None) -> tuple[str, str, str]:
     count = math.prod(view.batch_shape)
     matrices = (
         _times(view.matrix_shape)
-        if not view.batch_axes
+        if not view.batch_shape
         else f"{count} of {_times(view.matrix_shape)}"
     )
     if view.rank == 0:

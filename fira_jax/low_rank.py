@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ from optax.contrib import MuonDimensionNumbers
 from fira_jax import basis as bases
 from fira_jax import refresh as refreshes
 from fira_jax.subspace import MatrixView, Params, path_name, unbox
+
+Side = Literal["short", "long", "input", "output"]
+"""Which side of a matrix is compressed."""
 
 _LAST_TWO_AXES = MuonDimensionNumbers(-2, -1)
 
@@ -48,27 +52,34 @@ class LowRank:
     knowledge; give the same object to all of them.
 
     Args:
-      rank: dimension of the subspace; clipped to the shorter side of each matrix. Static.
+      rank: dimension of the subspace; clipped to the shorter side of each matrix. A float between 0
+        and 1 is a share of the compressed side, rounded up. Static.
       update_proj_gap: steps between two refreshes of the basis. Static.
       scale: :math:`\alpha`, weight of the subspace part of the update; may be traced.
       basis: ``"randomized"`` (range finder, the default), ``"svd"`` (exact), ``"random"``
         (regenerated from the seed, never stored), ``"dct"`` (cosine vectors, only their indices
-        are stored), or any :class:`fira_jax.basis.Basis`.
+        are stored), ``"orthonormal"`` (random and orthonormal), ``"columns"`` (random coordinates),
+        ``"randk"`` (random entries), ``"haar"`` (block means, the low-pass of Haar wavelets), or
+        any :class:`fira_jax.basis.Basis`.
       side: which side of a matrix is compressed. ``"short"`` is the papers' choice (state
         :math:`ar + 2br` for sides :math:`a \le b`), ``"long"`` is ``optax.contrib.galore``'s and
-        the cheaper state (:math:`br + 2ar`). Square matrices compress the input axis.
+        the cheaper state (:math:`br + 2ar`); square matrices compress the input axis. ``"input"``
+        and ``"output"`` compress that side whatever its length.
       weight_dimension_numbers: which axes form the matrix: None (every 2-D parameter), one
         ``optax.contrib.MuonDimensionNumbers`` (or ``GaLoreDimensionNumbers``) for every parameter
         that has the axes, a pytree of them (prefixes count) with None for "leave alone", or a
         callable from parameters to such a pytree, such as :func:`fira_jax.match_paths`. Axes in
         neither entry are batch axes: stacked layers and experts are handled one by one.
       seed: seeds whatever is random in the basis; no key is kept in the state.
-      moments: what happens to the moments at a refresh: ``"keep"`` (released code) or ``"carry"``
-        (re-expressed in the new basis, which must be orthonormal).
+      moments: what happens to the moments at a refresh: ``"keep"`` (released code), ``"carry"``
+        (re-expressed in the new basis, which must be orthonormal) or ``"reset"`` (they start anew
+        and so does the bias correction, with ``refresh="fixed"`` only).
       refresh: when bases are replaced: ``"fixed"`` (all every ``update_proj_gap`` steps),
         ``"staggered"`` (the same number of refreshes spread evenly over the gap), or a callable
         ``(count, index, total, gap) -> bool`` over arrays.
       basis_dtype: dtype of the stored basis; None for the parameter's.
+      pieces: into how many matrices of their own each is cut along the compressed side, which they
+        must divide. Static.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static integer.
@@ -84,22 +95,25 @@ class LowRank:
       ValueError: rank must be at least 1, got 0
     """
 
-    rank: int = 128
+    rank: int | float = 128
     update_proj_gap: int = 200
     scale: jax.typing.ArrayLike = 0.25
     _: dataclasses.KW_ONLY
     basis: str | bases.Basis = "randomized"
-    side: Literal["short", "long"] = "short"
+    side: Side = "short"
     weight_dimension_numbers: Any = None
     seed: jax.typing.ArrayLike = 0
-    moments: Literal["keep", "carry"] = "keep"
+    moments: Literal["keep", "carry", "reset"] = "keep"
     refresh: str | refreshes.Rule = "fixed"
     basis_dtype: jax.typing.DTypeLike | None = None
+    pieces: int = 1
 
     def __post_init__(self) -> None:
         """Checks every argument and resolves names."""
-        for name in ("rank", "update_proj_gap"):
+        for name in ("rank", "update_proj_gap", "pieces"):
             value = getattr(self, name)
+            if name == "rank" and isinstance(value, float) and 0 < value < 1:
+                continue
             if isinstance(value, jax.Array):
                 raise TypeError(
                     f"{name} must be a static int, got a JAX array: with optax.inject_hyperparams "
@@ -109,15 +123,25 @@ class LowRank:
                 raise TypeError(f"{name} must be an int, got {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        require_choice("side", self.side, ("short", "long"))
-        require_choice("moments", self.moments, ("keep", "carry"))
+        require_choice("side", self.side, get_args(Side))
+        require_choice("moments", self.moments, ("keep", "carry", "reset"))
         basis = bases.resolve(self.basis)
         object.__setattr__(self, "basis", basis)
         object.__setattr__(self, "refresh", refreshes.resolve(self.refresh))
-        if self.moments == "carry" and not basis.orthonormal:
+        if self.moments == "carry" and not getattr(basis, "turns", basis.orthonormal):
             raise ValueError(
-                "moments='carry' needs a basis of orthonormal vectors: in another one the moments "
-                f"would grow at every refresh, got basis={basis!r}"
+                "moments='carry' needs a basis of orthonormal vectors that all columns share: in "
+                f"another one the moments would grow at every refresh, got basis={basis!r}"
+            )
+        if self.moments == "carry" and _stores_nothing(basis):
+            raise ValueError(
+                "moments='carry' needs a stored basis: the one before a refresh is not known "
+                f"otherwise, got basis={basis!r}"
+            )
+        if self.moments == "reset" and self.refresh is not refreshes.fixed:
+            raise ValueError(
+                "moments='reset' needs refresh='fixed': other rules do not tell the moments when "
+                f"to start anew, got refresh={self.refresh!r}"
             )
         if self.basis_dtype is not None:
             require_float_dtype("basis_dtype", self.basis_dtype)
@@ -129,11 +153,11 @@ class LowRank:
           ValueError: dimension numbers do not fit a parameter, or a parameter is neither real nor
             floating point.
         """
-        return decide(params, self.weight_dimension_numbers, self.side, self.rank)
+        return decide(params, self.weight_dimension_numbers, self.side, self.rank, self.pieces)
 
 
 def decide(
-    params: Params, weight_dimension_numbers: Any, side: Literal["short", "long"], rank: int
+    params: Params, weight_dimension_numbers: Any, side: Side, rank: int | float, pieces: int = 1
 ) -> list[Leaf | None]:
     """Which leaves of ``params`` are matrices, and how they are read; None at masked places.
 
@@ -149,7 +173,8 @@ def decide(
     )[0]
     specs = _specs(weight_dimension_numbers, params, [path for path, _ in with_paths])
     plan = [
-        _leaf(path, x, spec, side, rank) for (path, x), spec in zip(with_paths, specs, strict=True)
+        _leaf(path, x, spec, side, rank, pieces)
+        for (path, x), spec in zip(with_paths, specs, strict=True)
     ]
     recorder = _recorder.get()
     if recorder is not None:
@@ -157,7 +182,7 @@ def decide(
     return plan
 
 
-def _leaf(path: Any, x: Any, spec: Any, side: Literal["short", "long"], rank: int) -> Leaf | None:
+def _leaf(path: Any, x: Any, spec: Any, side: Side, rank: int | float, pieces: int) -> Leaf | None:
     if isinstance(x, optax.MaskedNode):
         return None
     name = path_name(path)
@@ -170,7 +195,7 @@ def _leaf(path: Any, x: Any, spec: Any, side: Literal["short", "long"], rank: in
         )
     if spec is None or 0 in x.shape:
         return Leaf(name, tuple(x.shape), x.dtype, None)
-    view = matrix_view(name, x.shape, spec, side, rank)
+    view = matrix_view(name, x.shape, spec, side, rank, pieces)
     return Leaf(name, tuple(x.shape), x.dtype, view)
 
 
@@ -230,11 +255,14 @@ def match_paths(
 
         def spec(path: Any, x: Any) -> Any:
             name = path_name(path)
+            wanted = any(p.search(name) for p in included)
+            wanted = wanted and not any(p.search(name) for p in excluded)
             if isinstance(x, optax.MaskedNode):
+                if wanted:
+                    chosen.append(name)  # elsewhere, but there: the pattern is not misspelt
                 return None
             seen.append(name)
-            wanted = any(p.search(name) for p in included)
-            if len(x.shape) < 2 or not wanted or any(p.search(name) for p in excluded):
+            if len(x.shape) < 2 or not wanted:
                 return None
             chosen.append(name)
             return dimension_numbers
@@ -254,9 +282,9 @@ def match_paths(
 
 
 def matrix_view(
-    name: str, shape: Sequence[int], spec: Any, side: Literal["short", "long"], rank: int
+    name: str, shape: Sequence[int], spec: Any, side: Side, rank: int | float, pieces: int = 1
 ) -> MatrixView:
-    """Reads ``shape`` as matrices, with ``rank`` clipped to their shorter side.
+    """Reads ``shape`` as matrices, with ``rank`` clipped to the shorter side of a piece.
 
     Raises:
       ValueError: naming the parameter, if ``spec`` does not fit its shape.
@@ -278,8 +306,18 @@ def matrix_view(
         raise ValueError(f"{expected} name an axis twice")
     batch = tuple(i for i in range(ndim) if i not in reduction and i not in output)
     m, n = (int(np.prod([shape[i] for i in axes])) for axes in (reduction, output))
-    compress_input = m == n or (m < n) == (side == "short")
-    return MatrixView(tuple(shape), batch, reduction, output, compress_input, min(rank, m, n))
+    compress_input = side == "input" or (
+        side != "output" and (m == n or (m < n) == (side == "short"))
+    )
+    a, b = (m, n) if compress_input else (n, m)
+    if a % pieces:
+        raise ValueError(
+            f"parameter '{name}' with shape {tuple(shape)}: its compressed side of {a} does not "
+            f"divide into {pieces} pieces"
+        )
+    a //= pieces
+    rank = min(math.ceil(rank * a) if isinstance(rank, float) else rank, a, b)
+    return MatrixView(tuple(shape), batch, reduction, output, compress_input, rank, pieces)
 
 
 def warn_if_nothing_is_projected(plan: Sequence[Leaf | None]) -> None:
@@ -320,6 +358,10 @@ def recording() -> Iterator[list[Leaf]]:
 _recorder: contextvars.ContextVar[list[Leaf] | None] = contextvars.ContextVar(
     "fira_jax_recorder", default=None
 )
+
+
+def _stores_nothing(basis: bases.Basis) -> bool:
+    return jax.eval_shape(lambda: basis.init(256, 256, jnp.float32)) is None
 
 
 def _is_spec(x: Any) -> bool:

@@ -95,8 +95,10 @@ def scale_by_adam_in_subspace(
     ) -> tuple[optax.Updates, AdamInSubspaceState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        correction1 = _one_minus_power(b1, count)
-        correction2 = _one_minus_power(b2, count)
+        outside = inside = _one_minus_power(b1, count), _one_minus_power(b2, count)
+        if low_rank.moments == "reset":  # the subspace's moments count from the last refresh
+            age = state.count % low_rank.update_proj_gap + 1
+            inside = _one_minus_power(b1, age), _one_minus_power(b2, age)
 
         def step(leaf: Any, mu: jax.Array, nu: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
             node = leaf if isinstance(leaf, Subspace) else None
@@ -105,7 +107,10 @@ def scale_by_adam_in_subspace(
             require_same_shape(f"an update of shape {shape}", grad.shape, mu.shape)
             wide = jnp.promote_types(grad.dtype, jnp.float32)
             grad, m, v = (x.astype(wide) for x in (grad, mu, nu))
-            if node is not None and node.rotation is not None:
+            correction1, correction2 = outside if node is None else inside
+            if node is not None and low_rank.moments == "reset":
+                m, v = (jnp.where(age == 1, 0, x) for x in (m, v))
+            elif node is not None and node.rotation is not None:
                 m, v = _carry(node, m, v)
             m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * grad
             v = jnp.asarray(b2, wide) * v + jnp.asarray(1 - b2, wide) * jnp.square(grad)
@@ -143,8 +148,8 @@ def in_subspace(
       inner: the transformation, such as ``optax.scale_by_lion()``.
 
     Raises:
-      ValueError: ``low_rank.moments`` is ``"carry"``: which of ``inner``'s states are moments, and
-        how they turn with the basis, is not known.
+      ValueError: ``low_rank.moments`` is not ``"keep"``: which of ``inner``'s states are moments,
+        and how they turn with the basis, is not known.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp, optax
@@ -157,10 +162,10 @@ def in_subspace(
       ... )
       >>> state = tx.init({"w": jnp.ones((8, 16))})
     """
-    if low_rank.moments == "carry":
+    if low_rank.moments != "keep":
         raise ValueError(
-            "moments='carry' needs fira_jax.scale_by_adam_in_subspace: in_subspace cannot know how "
-            "the state of an arbitrary transformation turns with the basis"
+            f"moments={low_rank.moments!r} needs fira_jax.scale_by_adam_in_subspace: in_subspace "
+            "cannot know what of an arbitrary transformation's state belongs to the basis, and how"
         )
     inner = optax.with_extra_args_support(inner)
 

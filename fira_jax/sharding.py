@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from fira_jax.low_rank import Leaf
 from fira_jax.ownership import Owned, owned_state
+from fira_jax.split import Split, axes_of, spec
 from fira_jax.subspace import Params, unbox
-
-Axes = tuple[str, ...]
-"""The mesh axes that split one dimension of an array."""
 
 
 def state_shardings(
@@ -44,7 +39,7 @@ def state_shardings(
 
     Example:
       >>> import fira_jax, jax, jax.numpy as jnp
-      >>> from jax.sharding import Mesh, NamedSharding, PartitionSpec
+      >>> from jax.sharding import NamedSharding, PartitionSpec
       >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
       >>> params = {"w": jax.ShapeDtypeStruct((64, 256), jnp.float32)}
       >>> shardings = {"w": NamedSharding(mesh, PartitionSpec("data", None))}
@@ -73,49 +68,13 @@ def state_shardings(
     def one(item: Owned) -> NamedSharding:
         if item.owner is None:
             return NamedSharding(mesh, PartitionSpec())
-        dims = _dimensions(item, item.owner, _split(by_path[item.owner.path], item.owner.shape))
-        kept = [
-            _dividing(mesh, size, axes) for size, axes in zip(item.array.shape, dims, strict=True)
-        ]
-        spec = [axes[0] if len(axes) == 1 else axes or None for axes in kept]
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        shape, leaf = item.array.shape, item.owner
+        axes, view = axes_of(by_path[leaf.path].spec, len(leaf.shape)), leaf.view
+        basis = "bases" in item.keys
+        if view and (basis or shape != leaf.shape or shape[-2:] == (view.rank, view.long_size)):
+            axes = Split.of_array(view, axes).part(view, shape, basis=basis)
+        elif shape != leaf.shape:
+            axes = [()] * len(shape)
+        return NamedSharding(mesh, spec(mesh, shape, axes))
 
     return jax.tree.unflatten(treedef, [one(item) for item in owned])
-
-
-def _dividing(mesh: Mesh, size: int, axes: Axes) -> Axes:
-    """As many leading mesh axes as divide ``size`` together."""
-    while size % math.prod(mesh.shape[name] for name in axes):
-        axes = axes[:-1]
-    return axes
-
-
-def _split(sharding: NamedSharding, shape: Sequence[int]) -> list[Axes]:
-    """The mesh axes of every dimension of a parameter."""
-    entries = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
-    return [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
-
-
-def _dimensions(item: Owned, leaf: Leaf, split: list[Axes]) -> list[Axes]:
-    """The mesh axes of every dimension of an array of the state."""
-    shape, view = item.array.shape, leaf.view
-    if view is None:
-        return split if shape == leaf.shape else [()] * len(shape)
-    batch = [split[i] for i in view.batch_axes]
-    m, n = (_merged(split, axes) for axes in (view.input_axes, view.output_axes))
-    a, b = (m, n) if view.compress_input else (n, m)
-    if "bases" in item.keys:
-        per_matrix = [a + b, ()] if len(shape) == len(batch) + 2 else [()]
-    elif shape == (*view.batch_shape, view.rank, view.long_size):
-        per_matrix = [(), b + a]
-    elif shape == leaf.shape:
-        return split
-    else:
-        per_matrix = [()] * (len(shape) - len(batch))
-    return [*batch[: len(shape)], *per_matrix]
-
-
-def _merged(split: list[Axes], axes: Sequence[int]) -> Axes:
-    """The mesh axes of several dimensions read as one; only the first may be split."""
-    first, *others = (split[i] for i in axes)
-    return () if any(others) else first

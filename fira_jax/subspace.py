@@ -50,6 +50,8 @@ class MatrixView:
       output_axes: axes that form ``n``.
       compress_input: whether ``a`` is ``m`` (else it is ``n``).
       rank: ``r``, dimension of the subspace; 0 for methods without one.
+      pieces: into how many matrices of their own, of ``a / pieces`` by ``b``, each is cut along
+        the compressed axis. They become the last batch axis.
 
     Example:
       >>> import fira_jax
@@ -64,19 +66,20 @@ class MatrixView:
     output_axes: tuple[int, ...]
     compress_input: bool
     rank: int
+    pieces: int = 1
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Sizes of the batch axes."""
-        return tuple(self.shape[i] for i in self.batch_axes)
+        """Sizes of the batch axes, and the number of pieces if there are several."""
+        batch = tuple(self.shape[i] for i in self.batch_axes)
+        return batch if self.pieces == 1 else (*batch, self.pieces)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """``(m, n)``: input size and output size."""
-        return (
-            math.prod(self.shape[i] for i in self.input_axes),
-            math.prod(self.shape[i] for i in self.output_axes),
-        )
+        """``(m, n)``: input size and output size, of a piece."""
+        m = math.prod(self.shape[i] for i in self.input_axes)
+        n = math.prod(self.shape[i] for i in self.output_axes)
+        return (m // self.pieces, n) if self.compress_input else (m, n // self.pieces)
 
     @property
     def compressed_size(self) -> int:
@@ -94,10 +97,16 @@ class MatrixView:
 
     def to_matrix(self, x: jax.Array) -> jax.Array:
         """Array ``shape`` -> ``[*batch, m, n]``."""
-        return x.transpose(self._order).reshape(*self.batch_shape, *self.matrix_shape)
+        x = x.transpose(self._order)
+        if self.pieces == 1 or self.compress_input:
+            return x.reshape(*self.batch_shape, *self.matrix_shape)
+        m, n = self.matrix_shape
+        return x.reshape(*self.batch_shape[:-1], m, self.pieces, n).swapaxes(-3, -2)
 
     def from_matrix(self, y: jax.Array) -> jax.Array:
         """``[*batch, m, n]`` -> array ``shape``."""
+        if self.pieces > 1 and not self.compress_input:
+            y = y.swapaxes(-3, -2)
         order = self._order
         inverse = sorted(range(len(order)), key=order.__getitem__)
         return y.reshape([self.shape[i] for i in order]).transpose(inverse)
@@ -160,7 +169,7 @@ class Subspace:
       scale: :math:`\alpha`, weight of the subspace part, scalar.
       step_scale: :math:`c`, correction of the whole step, scalar or ``[*batch, 1, 1]``.
       residual_scale: :math:`s`, ``[*batch, 1, b]``, or None for no residual. One for each entry of
-        a direction, ``[*batch, r, b]``, if the basis consists of :class:`fira_jax.basis.Blocks`.
+        a direction, ``[*batch, r, b]``, if the basis is :class:`fira_jax.basis.Haar`.
       residual_leak: :math:`\kappa`, scalar: 1 removes the subspace part from the residual exactly;
         None keeps all of it (:math:`\kappa = 0`, at no cost).
       rotation: :math:`P_{new}^\top P_{old}`, ``[*batch, r, r]``, when moments are to be carried

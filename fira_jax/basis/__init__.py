@@ -1,7 +1,11 @@
 """How a subspace is found: one file for each kind of basis, all behind :class:`Basis`."""
 
+from fira_jax.basis.columns import Columns as Columns
 from fira_jax.basis.dct import Dct as Dct
+from fira_jax.basis.haar import Haar as Haar
+from fira_jax.basis.orthonormal import Orthonormal as Orthonormal
 from fira_jax.basis.protocol import Basis as Basis
+from fira_jax.basis.randk import RandK as RandK
 from fira_jax.basis.random import Random as Random
 from fira_jax.basis.randomized import Randomized as Randomized
 from fira_jax.basis.svd import Svd as Svd
@@ -11,6 +15,10 @@ _NAMED: dict[str, type[Basis]] = {
     "randomized": Randomized,
     "random": Random,
     "dct": Dct,
+    "orthonormal": Orthonormal,
+    "columns": Columns,
+    "randk": RandK,
+    "haar": Haar,
 }
 
 
@@ -18,7 +26,8 @@ def resolve(basis: str | Basis) -> Basis:
     """The basis with this name, or the object itself.
 
     Args:
-      basis: ``"svd"``, ``"randomized"``, ``"random"``, ``"dct"`` or a :class:`Basis`.
+      basis: ``"svd"``, ``"randomized"``, ``"random"``, ``"dct"``, ``"orthonormal"``,
+        ``"columns"``, ``"randk"``, ``"haar"`` or a :class:`Basis`.
 
     Raises:
       ValueError: unknown name.

@@ -7,6 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fira_jax.basis.columns import match_indices
+
 
 @dataclasses.dataclass(frozen=True)
 class Dct:
@@ -59,6 +61,10 @@ class Dct:
     ) -> jax.Array:
         assert stored is not None
         return cosine_vectors(stored, a, dtype)
+
+    def turn(self, new: jax.Array, old: jax.Array) -> jax.Array:
+        """Directions that stay keep their moments: ``[..., r], [..., r] -> [..., r, r]``."""
+        return match_indices(new, old)
 
 
 def cosine_vectors(indices: jax.Array, a: int, dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -7,14 +7,18 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from fira_jax.subspace import Directions
+
 
 @runtime_checkable
 class Basis(Protocol):
-    """How the subspace of one matrix is found, stored and turned into vectors.
+    r"""How the subspace of one matrix is found, stored and turned into vectors.
 
     All methods see a single matrix in canonical orientation, ``a`` being the compressed axis;
     batching, the schedule of refreshes and the guard against unusable gradients are done around
-    them. What is stored is an array, or a pytree of several.
+    them. What is stored is an array, or a pytree of several. A basis may have one method more,
+    ``turn(new, old)``: :math:`P_{new}^\top P_{old}` from what is stored, ``[..., rank, rank]``,
+    where that is simpler than the product of the vectors.
 
     Attributes:
       orthonormal: whether :meth:`vectors` has orthonormal columns.
@@ -50,8 +54,8 @@ class Basis(Protocol):
         rank: int,
         dtype: jax.typing.DTypeLike,
         key: jax.Array,
-    ) -> jax.Array:
-        """The basis ``[..., a, rank]`` that ``stored`` stands for.
+    ) -> jax.Array | Directions:
+        """The basis ``[..., a, rank]`` that ``stored`` stands for, as an array or as directions.
 
         ``stored`` has leading batch axes, ``[..., *shape of init]``, in each of its arrays; it is
         None if nothing is stored.

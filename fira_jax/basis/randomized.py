@@ -72,9 +72,14 @@ def random_uniform(
     """
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, i) for i in (0, 1))
     x = (row * jnp.uint32(0x9E3779B1) ^ seed[0]) + (column * jnp.uint32(0x85EBCA77) ^ seed[-1])
+    return (mixed(x) >> 8).astype(dtype) * 2.0**-23 - 1
+
+
+def mixed(x: jax.Array) -> jax.Array:
+    """A hash of each uint32, one to one."""
     for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ (x >> shift)) * jnp.uint32(multiplier)
-    return (x >> 8).astype(dtype) * 2.0**-23 - 1
+    return x ^ (x >> 16)
 
 
 def orthonormalise(span: jax.Array, seed: jax.Array) -> jax.Array:
