@@ -37,7 +37,7 @@ class PretrainConfig:
     model: str = "llama_1m"
     """A file in experiments/configs (llama_1m, llama_60m ... llama_7b) or the path of a yaml."""
     optimizer: str = "fira"
-    """Name in experiments/optimizers.py: fira, galore, adamw."""
+    """Name in experiments/optimizers.py, such as fira, galore, swan or adamw."""
     rank: int = 128
     """Dimension of the subspace that each projected matrix's Adam moments live in."""
     update_proj_gap: int = 200

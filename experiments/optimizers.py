@@ -34,6 +34,24 @@ def low_rank(method: Callable[..., optax.GradientTransformation]) -> Builder:
     return build
 
 
+def stateless(
+    method: Callable[..., optax.GradientTransformation], **which: str | tuple[str, ...]
+) -> Builder:
+    """Builds a method without rank and gap, on the matrices that ``match_paths`` finds.
+
+    ``--scale`` means the low-rank methods' factor; these keep their own.
+    """
+
+    def build(config: PretrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+        return method(
+            schedule,
+            weight_decay=config.weight_decay,
+            weight_dimension_numbers=fira_jax.match_paths(**which),
+        )
+
+    return build
+
+
 def adamw(config: PretrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Full-rank Adam with decoupled weight decay, the yardstick for quality and for memory."""
     return optax.adamw(schedule, weight_decay=config.weight_decay)
@@ -43,6 +61,9 @@ OPTIMIZERS: dict[str, Builder] = {
     "adamw": adamw,
     "fira": low_rank(fira_jax.fira),
     "galore": low_rank(fira_jax.galore),
+    "swan": stateless(fira_jax.swan, include=("attn", "mlp")),
+    "sinkgd": stateless(fira_jax.sinkgd, include=("attn", "mlp")),
+    "scale": stateless(fira_jax.scale, exclude="norm"),
 }
 
 

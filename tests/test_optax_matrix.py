@@ -23,6 +23,16 @@ CASES = [
     for method in METHODS
     for basis in ("randomized", "svd")
 ]
+WITHOUT_A_SUBSPACE = {"swan": {}, "sinkgd": {}, "scale": {"scale": 0.05, "last_layer": None}}
+CASES += [
+    {
+        "opt_name": method,
+        "opt_kwargs": {"learning_rate": 1e-2, **options},
+        "wrapper_name": None,
+        "wrapper_kwargs": None,
+    }
+    for method, options in WITHOUT_A_SUBSPACE.items()
+]
 
 
 def factory(name):
