@@ -75,8 +75,9 @@ class LowRank:
         (re-expressed in the new basis, which must be orthonormal) or ``"reset"`` (they start anew
         and so does the bias correction, with ``refresh="fixed"`` only).
       refresh: when bases are replaced: ``"fixed"`` (all every ``update_proj_gap`` steps),
-        ``"staggered"`` (the same number of refreshes spread evenly over the gap), or a callable
-        ``(count, index, total, gap) -> bool`` over arrays.
+        ``"staggered"`` (the same number of refreshes spread evenly over the gap), ``"lazy"`` (each
+        at a gap of its own, which grows where the basis is stable), a callable
+        ``(count, index, total, gap) -> bool`` over arrays, or a :class:`fira_jax.rules.Rule`.
       basis_dtype: dtype of the stored basis; None for the parameter's.
       pieces: into how many matrices of their own each is cut along the compressed side, which they
         must divide. Static.
@@ -104,7 +105,7 @@ class LowRank:
     weight_dimension_numbers: Any = None
     seed: jax.typing.ArrayLike = 0
     moments: Literal["keep", "carry", "reset"] = "keep"
-    refresh: str | refreshes.Rule = "fixed"
+    refresh: str | refreshes.Schedule | refreshes.Rule = "fixed"
     basis_dtype: jax.typing.DTypeLike | None = None
     pieces: int = 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,10 @@ import optax
 
 from fira_jax import basis as bases
 from fira_jax import refresh as refreshes
+from fira_jax.explicit import on_any_mesh
 from fira_jax.low_rank import Leaf, LowRank, warn_if_nothing_is_projected
 from fira_jax.residual import residual
+from fira_jax.rules import Rule
 from fira_jax.subspace import (
     MatrixView,
     Params,
@@ -36,18 +38,22 @@ class LowRankProjectState(NamedTuple):
       count: steps taken, int32 scalar.
       bases: what the basis stores for each projected parameter, an array or a pytree of them (for
         SVD ``[*batch, a, r]``); ``optax.MaskedNode`` for the others.
+      memory: what the refresh rule remembers of each, likewise; ``()`` if it needs no memory.
     """
 
     count: jax.Array  # type: ignore[assignment]  # as Optax names it
     bases: Any
+    memory: Any = ()
 
 
+@on_any_mesh
 def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
     r"""Takes each matrix's gradient into its subspace, :math:`R = P^\top G`.
 
     Projected gradients leave as :class:`fira_jax.Subspace` nodes, the others as arrays, so the
     transformations that follow serve the whole model. Every ``update_proj_gap`` steps, starting
-    with the first, :math:`P` is found anew from the gradient of that step.
+    with the first, :math:`P` is found anew from the gradient of that step, or from the arrays of
+    the gradients' shapes that ``update`` is given as ``basis_from``.
 
     A matrix whose gradient is not finite (or so large that its square is not) counts as having
     a zero gradient at that step; in a parameter that is not projected each such entry does. Its
@@ -62,7 +68,7 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
 
     Raises:
       ValueError: at ``init``, naming the parameter, if the dimension numbers do not fit it or it is
-        not real floating point.
+        not real floating point; or if the refresh rule remembers bases and this kind stores none.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
@@ -84,58 +90,81 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
     def init(params: Params) -> LowRankProjectState:
         plan = low_rank.leaves(params)
         warn_if_nothing_is_projected(plan)
-        remaining = iter(plan)
 
-        def stored(_: Any) -> Any:
-            leaf = next(remaining)
-            if leaf is None or leaf.view is None:
-                return optax.MaskedNode()
-            view, dtype = leaf.view, low_rank.basis_dtype or leaf.dtype
-            one = basis.init(view.compressed_size, view.rank, dtype)
-            if one is None:
-                return optax.MaskedNode()
+        def for_each(make: Callable[[MatrixView, Any], Any]) -> Any:
+            remaining = iter(plan)
+
+            def one(_: Any) -> Any:
+                leaf = next(remaining)
+                made = make(leaf.view, leaf.dtype) if leaf and leaf.view else None
+                return optax.MaskedNode() if made is None else made
+
+            return jax.tree.map(one, unbox(params), is_leaf=is_leaf)
+
+        def stored(view: MatrixView, dtype: Any) -> Any:
+            one = basis.init(view.compressed_size, view.rank, low_rank.basis_dtype or dtype)
+            if one is None and isinstance(rule, Rule):
+                raise ValueError(f"refresh={rule!r} needs a basis that is stored, got {basis!r}")
             return jax.tree.map(lambda x: jnp.tile(x, (*view.batch_shape, *(1,) * x.ndim)), one)
 
-        count = jnp.zeros([], jnp.int32)
-        return LowRankProjectState(count, jax.tree.map(stored, unbox(params), is_leaf=is_leaf))
+        count, bases_now = jnp.zeros([], jnp.int32), for_each(stored)
+        memory = for_each(rule.init) if isinstance(rule, Rule) else ()
+        return LowRankProjectState(count, bases_now, memory)
 
     def update(
         updates: optax.Updates,
         state: LowRankProjectState,
         params: Params | None = None,
+        *,
+        basis_from: Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, LowRankProjectState]:
         del params, extra_args
         plan = low_rank.leaves(updates)
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
-        arrays, stored_def = jax.tree.flatten(state.bases, is_leaf=is_leaf)
-        stored = _by_parameter(basis, plan, arrays)
+        shapes = functools.partial(_stored, basis)  # type: ignore[arg-type]  # hashable
+        stored, put_back = _by_parameter(state.bases, plan, shapes)
         views = {i: leaf.view for i, leaf in enumerate(plan) if leaf and leaf.view}
         matrices = {i: view.to_matrix(leaves[i]) for i, view in views.items()}
+        sources = matrices
+        if basis_from is not None:
+            arrays = jax.tree.leaves(basis_from, is_leaf=is_leaf)
+            require_same_leaves(leaves, arrays)
+            sources = {i: view.to_matrix(arrays[i]) for i, view in views.items()}
+        memory: list[Any] = []
+        keep: Callable[[list[Any]], Any] = lambda _: ()  # noqa: E731
+        if isinstance(rule, Rule):
+            shapes = functools.partial(_remembered, rule)  # type: ignore[arg-type]  # hashable
+            memory, keep = _by_parameter(state.memory, plan, shapes)
+        due = refreshes.due(
+            rule, state.count, gap, list(views.values()), [memory[i] for i in views if memory]
+        )
 
         key = jax.random.fold_in(jax.random.key(low_rank.seed), state.count // gap)
         bases_now, refreshed = refreshes.refresh(
             basis,
             list(views.values()),
-            list(matrices.values()),
+            list(sources.values()),
             [stored[i] for i in views],
-            lambda index, total: rule(state.count, index, total, gap),
+            due,
             key,
         )
 
         leaves = [x if isinstance(x, optax.MaskedNode) else _finite_entries(x) for x in leaves]
-        for (i, view), new in zip(views.items(), bases_now, strict=True):
-            leaves[i] = _node(low_rank, view, matrices[i], stored[i], new, refreshed, key)
-            stored[i] = new
-        arrays = jax.tree.leaves(stored, is_leaf=is_leaf)
+        for (i, view), new, is_due in zip(views.items(), bases_now, due, strict=True):
+            node, old = _node(low_rank, view, matrices[i], stored[i], new, refreshed, key)
+            leaves[i], stored[i] = node, new
+            if isinstance(rule, Rule):
+                memory[i] = _learn(rule, memory[i], node, old, is_due, gap)
         state = LowRankProjectState(
-            optax.safe_increment(state.count), jax.tree.unflatten(stored_def, arrays)
+            optax.safe_increment(state.count), put_back(stored), keep(memory)
         )
         return jax.tree.unflatten(treedef, leaves), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@on_any_mesh
 def project_back() -> optax.GradientTransformationExtraArgs:
     r"""Turns each node into the full-size update it stands for.
 
@@ -184,27 +213,34 @@ def project_back() -> optax.GradientTransformationExtraArgs:
 
 
 def _by_parameter(
-    basis: bases.Basis, plan: Sequence[Leaf | None], arrays: Sequence[Any]
-) -> list[Any]:
-    """What is stored for each parameter, put together from all arrays in order.
+    tree: Any, plan: Sequence[Leaf | None], expect: Callable[[MatrixView | None], Any]
+) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """Takes a tree of the state apart into the part of each parameter, an array or a pytree.
+
+    Args:
+      tree: a tree like the parameters, with such a part, or a masked place, for each.
+      plan: what will happen to each parameter.
+      expect: the shapes of the part of a parameter that is read in this way.
+
+    Returns:
+      The parts, and a function that makes such a tree of them.
 
     Raises:
       ValueError: the arrays are not those that these parameters need.
     """
-    views = [leaf.view if leaf else None for leaf in plan]
+    arrays, whole = jax.tree.flatten(tree, is_leaf=is_leaf)
     expected = [
-        jax.tree.flatten(_stored(basis, view), is_leaf=is_leaf)  # type: ignore[arg-type]  # hashable
-        for view in views
+        jax.tree.flatten(expect(leaf.view if leaf else None), is_leaf=is_leaf) for leaf in plan
     ]
     require_same_leaves([x for parts, _ in expected for x in parts], arrays)
-    remaining, stored = iter(arrays), []
+    remaining, found = iter(arrays), []
     for leaf, (parts, treedef) in zip(plan, expected, strict=True):
-        found = list(itertools.islice(remaining, len(parts)))
-        for part, x in zip(parts if leaf else (), found, strict=False):
+        ours = list(itertools.islice(remaining, len(parts)))
+        for part, x in zip(parts if leaf else (), ours, strict=False):
             name = f"the update of parameter '{leaf.path}' with shape {leaf.shape}"  # type: ignore[union-attr]
             require_same_shape(name, *(getattr(y, "shape", None) for y in (part, x)))
-        stored.append(jax.tree.unflatten(treedef, found))
-    return stored
+        found.append(jax.tree.unflatten(treedef, ours))
+    return found, lambda parts: jax.tree.unflatten(whole, jax.tree.leaves(parts, is_leaf=is_leaf))
 
 
 @functools.cache
@@ -218,6 +254,25 @@ def _stored(basis: bases.Basis, view: MatrixView | None) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*view.batch_shape, *x.shape), x.dtype), one)
 
 
+@functools.cache
+def _remembered(rule: Rule, view: MatrixView | None) -> Any:
+    """The shapes of what a rule remembers of one parameter; masked if it is not projected."""
+    if view is None:
+        return optax.MaskedNode()
+    return jax.eval_shape(lambda: rule.init(view, jnp.float32))
+
+
+def _learn(rule: Rule, memory: Any, node: Subspace, old: Any, due: jax.Array, gap: int) -> Any:
+    """What the rule remembers after this step; where the gradient is not usable, what it did."""
+    usable = node.usable[..., 0, 0] & jnp.any(node.raw_energy > 0, axis=(-2, -1))
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        where = usable.reshape(*usable.shape, *(1,) * (old.ndim - usable.ndim))
+        return jnp.where(where, new.astype(old.dtype), old)
+
+    return jax.tree.map(choose, rule.update(memory, node, old, due, gap), memory)
+
+
 def _node(
     low_rank: LowRank,
     view: MatrixView,
@@ -226,29 +281,30 @@ def _node(
     new: Any,
     refreshed: jax.Array,
     key: jax.Array,
-) -> Subspace:
-    """The gradient of one parameter as it enters the subspace."""
+) -> tuple[Subspace, Any]:
+    """The gradient of one parameter as it enters the subspace, and the basis before."""
     kind = bases.resolve(low_rank.basis)
     dtype = low_rank.basis_dtype or matrix.dtype
 
-    def vectors(stored: Any) -> jax.Array:
+    def vectors(stored: Any) -> Any:
         stored = None if isinstance(stored, optax.MaskedNode) else stored
         return kind.vectors(stored, view.compressed_size, view.rank, dtype, key)
 
-    basis = vectors(new)
+    basis, before = vectors(new), vectors(old)
     raw = view.project(basis, matrix)
     # Every entry of a column of G reaches every entry of that column of R, so the small array
-    # tells whether the large one is finite. The guard itself is left to those who read the large
-    # one: a guarded copy would be a full-size temporary.
+    # tells whether the large one is finite (but directions may pick only some entries). The guard
+    # itself is left to those who read the large one: a guarded copy would be a full-size temporary.
     energy = column_energy(raw)
-    usable = jnp.isfinite(jnp.sum(energy, axis=-1, keepdims=True))
+    whole = energy if isinstance(basis, jax.Array) else column_energy(view.canonical(matrix))
+    usable = jnp.isfinite(jnp.sum(whole, axis=-1, keepdims=True))
     raw = jnp.where(usable, raw, 0)
     rotation = None
-    if low_rank.moments == "carry":
-        rotation = jnp.einsum(
-            "...ar,...aq->...rq", basis, vectors(old), preferred_element_type=raw.dtype
-        )
-    return Subspace(
+    if low_rank.moments == "carry" and hasattr(kind, "turn"):
+        rotation = kind.turn(new, old).astype(raw.dtype)
+    elif low_rank.moments == "carry":
+        rotation = jnp.einsum("...ar,...aq->...rq", basis, before, preferred_element_type=raw.dtype)
+    node = Subspace(
         matrix=matrix,
         usable=usable,
         basis=basis,
@@ -271,6 +327,7 @@ def _node(
         ),
         residual_map=None,
     )
+    return node, before
 
 
 def _finite_entries(grad: jax.Array) -> jax.Array:

@@ -15,9 +15,10 @@ import numpy as np
 import optax
 
 from fira_jax.basis.protocol import Basis
+from fira_jax.rules import Lazy, Rule
 from fira_jax.subspace import MatrixView
 
-Rule = Callable[[jax.Array, jax.Array, int, int], jax.Array]
+Schedule = Callable[[jax.Array, jax.Array, int, int], jax.Array]
 """``(count, index, total, gap) -> bool``: whether matrix ``index`` of ``total`` is due."""
 
 
@@ -32,23 +33,51 @@ def staggered(count: jax.Array, index: jax.Array, total: int, gap: int) -> jax.A
     return (count == 0) | (count % gap == index * gap // total)
 
 
-_NAMED: dict[str, Rule] = {"fixed": fixed, "staggered": staggered}
+_NAMED: dict[str, Schedule | Rule] = {"fixed": fixed, "staggered": staggered, "lazy": Lazy()}
 
 
-def resolve(rule: str | Rule) -> Rule:
-    """The rule with this name, or the callable itself.
+def resolve(rule: str | Schedule | Rule) -> Schedule | Rule:
+    """The rule with this name, or the callable or :class:`fira_jax.rules.Rule` itself.
 
     Raises:
       ValueError: unknown name.
-      TypeError: neither a name nor a callable.
+      TypeError: none of these.
     """
     if isinstance(rule, str):
         if rule not in _NAMED:
             raise ValueError(f"refresh must be one of {', '.join(map(repr, _NAMED))}, got {rule!r}")
         return _NAMED[rule]
-    if not callable(rule):
-        raise TypeError(f"refresh must be a name or a callable, got {rule!r}")
+    if isinstance(rule, type) or not (callable(rule) or isinstance(rule, Rule)):
+        raise TypeError(
+            f"refresh must be a name, a callable or a fira_jax.rules.Rule, got {rule!r}"
+        )
     return rule
+
+
+def due(
+    rule: Schedule | Rule,
+    count: jax.Array,
+    gap: int,
+    views: Sequence[MatrixView],
+    memory: Sequence[Any],
+) -> list[jax.Array]:
+    """Which bases are to be replaced before this step, bool ``[*batch]`` for each parameter.
+
+    Args:
+      rule: a resolved rule.
+      count: steps taken.
+      gap: ``update_proj_gap``.
+      views: how each parameter is read as matrices.
+      memory: what the rule remembers of each, if it does.
+    """
+    if isinstance(rule, Rule):
+        return [rule.due(x, count, gap) for x in memory]
+    ends = list(itertools.accumulate((math.prod(view.batch_shape) for view in views), initial=0))
+    all_due = rule(count, jnp.arange(ends[-1]), ends[-1], gap)
+    return [
+        all_due[start:end].reshape(view.batch_shape)
+        for start, end, view in zip(ends, ends[1:], views, strict=False)
+    ]
 
 
 def refresh(
@@ -56,7 +85,7 @@ def refresh(
     views: Sequence[MatrixView],
     matrices: Sequence[jax.Array],
     stored: Sequence[Any],
-    due: Callable[[jax.Array, int], jax.Array],
+    due: Sequence[jax.Array],
     key: jax.Array,
 ) -> tuple[list[Any], jax.Array]:
     """Replaces the bases that are due and whose gradient is usable.
@@ -73,15 +102,12 @@ def refresh(
       matrices: the gradients ``[*batch, m, n]``.
       stored: what the basis stores for each, arrays ``[*batch, ...]``; masked where it stores
         nothing.
-      due: ``(index, total) -> bool`` for an array of matrix indices.
+      due: which of them are to be replaced, bool ``[*batch]`` for each parameter.
       key: for whatever is random.
 
     Returns:
       The new stored values, and whether any basis was due.
     """
-    counts = [math.prod(view.batch_shape) for view in views]
-    starts = [0, *itertools.accumulate(counts)]
-    due_all = due(jnp.arange(starts[-1]), starts[-1])
     groups: dict[Any, list[int]] = collections.defaultdict(list)
     for i, (view, matrix, old) in enumerate(zip(views, matrices, stored, strict=True)):
         if not isinstance(old, optax.MaskedNode):
@@ -96,12 +122,12 @@ def refresh(
             tuple(views[i] for i in group),
             [matrices[i] for i in group],
             [stored[i] for i in group],
-            [due_all[starts[i] : starts[i + 1]] for i in group],
+            [due[i].reshape(-1) for i in group],
             key,
         )
         for i, value in zip(group, found, strict=True):
             new[i] = value
-    return new, jnp.any(due_all)
+    return new, jnp.any(jnp.concatenate([x.reshape(-1) for x in due] or [jnp.zeros(0, bool)]))
 
 
 # Jitted so that an update that is not inside a jit compiles its refresh once, not at every step.
@@ -121,7 +147,7 @@ def _refresh_alike(
     # tuple, since the position 1 would equal True.)
     together = collections.defaultdict(list)
     for i, view in enumerate(views):
-        together[(i,) if view.batch_axes else view.compress_input].append(i)
+        together[(i,) if view.batch_shape else view.compress_input].append(i)
     order = [i for members in together.values() for i in members]
 
     def flat(i: int) -> Any:
