@@ -1,6 +1,7 @@
 """Full-rank training of large models on low-rank optimizer memory, as Optax transformations."""
 
 from fira_jax import basis as basis
+from fira_jax import rules as rules
 from fira_jax.describe import Description as Description
 from fira_jax.describe import describe as describe
 from fira_jax.limiter import NormGrowthLimitState as NormGrowthLimitState
