@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.explicit import on_any_mesh
 from fira_jax.low_rank import LowRank
 from fira_jax.residual import residual_norm
 from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, unbox
@@ -25,6 +26,7 @@ class NormGrowthLimitState(NamedTuple):
     previous: Any
 
 
+@on_any_mesh
 def norm_growth_limit(
     low_rank: LowRank, gamma: jax.typing.ArrayLike = 1.01, *, eps: jax.typing.ArrayLike = 1e-8
 ) -> optax.GradientTransformationExtraArgs:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fira_jax.explicit import on_any_mesh
 from fira_jax.low_rank import LowRank, require_choice, require_float_dtype
 from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, require_same_shape, unbox
 
@@ -27,6 +28,7 @@ class AdamInSubspaceState(NamedTuple):
     nu: Any
 
 
+@on_any_mesh
 def scale_by_adam_in_subspace(
     low_rank: LowRank,
     b1: jax.typing.ArrayLike = 0.9,
@@ -135,6 +137,7 @@ def scale_by_adam_in_subspace(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@on_any_mesh
 def in_subspace(
     low_rank: LowRank, inner: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:

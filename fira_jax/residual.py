@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.explicit import on_any_mesh
 from fira_jax.low_rank import require_choice
 from fira_jax.subspace import Subspace, column_energy, map_leaves, stateless
 
 
+@on_any_mesh
 def fira_residual_scale(
     form: Literal["released", "paper"] = "released",
     *,
@@ -68,6 +70,7 @@ def fira_residual_scale(
     return stateless(lambda updates: map_leaves(add_residual, updates))
 
 
+@on_any_mesh
 def replace_by_scaled_gradient(
     scale: jax.typing.ArrayLike = 1.0,
     *,

@@ -73,8 +73,10 @@ def state_shardings(
         basis = "bases" in item.keys
         if view and (basis or shape != leaf.shape or shape[-2:] == (view.rank, view.long_size)):
             axes = Split.of_array(view, axes).part(view, shape, basis=basis)
-        elif shape != leaf.shape:
-            axes = [()] * len(shape)
+        else:  # a window of past gradients has the parameter's axes last
+            extra = len(shape) - len(leaf.shape)
+            same = shape[extra:] == leaf.shape
+            axes = [()] * extra + axes if same else [()] * len(shape)
         return NamedSharding(mesh, spec(mesh, shape, axes))
 
     return jax.tree.unflatten(treedef, [one(item) for item in owned])
