@@ -27,6 +27,12 @@ from fira_jax.normalise import whiten as whiten
 from fira_jax.project import LowRankProjectState as LowRankProjectState
 from fira_jax.project import low_rank_project as low_rank_project
 from fira_jax.project import project_back as project_back
+from fira_jax.quantize import QuantizedState as QuantizedState
+from fira_jax.quantize import quantize_state as quantize_state
+from fira_jax.quantized_weights import QuantizedWeight as QuantizedWeight
+from fira_jax.quantized_weights import apply_quantized_updates as apply_quantized_updates
+from fira_jax.quantized_weights import dequantize_weights as dequantize_weights
+from fira_jax.quantized_weights import quantize_weights as quantize_weights
 from fira_jax.residual import fira_residual_scale as fira_residual_scale
 from fira_jax.residual import replace_by_scaled_gradient as replace_by_scaled_gradient
 from fira_jax.rounding import StochasticRoundingState as StochasticRoundingState

@@ -6,6 +6,7 @@ from fira_jax.basis.haar import Haar as Haar
 from fira_jax.basis.orthonormal import Orthonormal as Orthonormal
 from fira_jax.basis.protocol import Basis as Basis
 from fira_jax.basis.randk import RandK as RandK
+from fira_jax.basis.quantized import Quantized as Quantized
 from fira_jax.basis.random import Random as Random
 from fira_jax.basis.randomized import Randomized as Randomized
 from fira_jax.basis.svd import Svd as Svd
