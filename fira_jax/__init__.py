@@ -2,8 +2,11 @@
 
 from fira_jax import basis as basis
 from fira_jax import rules as rules
+from fira_jax.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
 from fira_jax.describe import Description as Description
 from fira_jax.describe import describe as describe
+from fira_jax.layerwise import Layerwise as Layerwise
+from fira_jax.layerwise import layerwise as layerwise
 from fira_jax.limiter import NormGrowthLimitState as NormGrowthLimitState
 from fira_jax.limiter import norm_growth_limit as norm_growth_limit
 from fira_jax.low_rank import LowRank as LowRank
@@ -13,7 +16,9 @@ from fira_jax.matrices import on_matrices as on_matrices
 from fira_jax.methods.apollo import apollo as apollo
 from fira_jax.methods.apollo import apollo_mini as apollo_mini
 from fira_jax.methods.fira import fira as fira
+from fira_jax.methods.frugal import frugal as frugal
 from fira_jax.methods.galore import galore as galore
+from fira_jax.methods.gwt import gwt as gwt
 from fira_jax.methods.scale import scale as scale
 from fira_jax.methods.sinkgd import sinkgd as sinkgd
 from fira_jax.methods.swan import swan as swan
@@ -34,7 +39,9 @@ from fira_jax.quantized_weights import apply_quantized_updates as apply_quantize
 from fira_jax.quantized_weights import dequantize_weights as dequantize_weights
 from fira_jax.quantized_weights import quantize_weights as quantize_weights
 from fira_jax.residual import fira_residual_scale as fira_residual_scale
+from fira_jax.residual import plain_residual as plain_residual
 from fira_jax.residual import replace_by_scaled_gradient as replace_by_scaled_gradient
+from fira_jax.residual import residual_over_denominator as residual_over_denominator
 from fira_jax.rounding import StochasticRoundingState as StochasticRoundingState
 from fira_jax.rounding import round_stochastically as round_stochastically
 from fira_jax.sharding import state_shardings as state_shardings

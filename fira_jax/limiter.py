@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fira_jax.explicit import on_any_mesh
-from fira_jax.low_rank import LowRank
+from fira_jax.low_rank import LowRank, require_choice
 from fira_jax.residual import residual_norm
-from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, unbox
+from fira_jax.subspace import Params, Subspace, column_energy, is_leaf, map_leaves, unbox
 
 
 class NormGrowthLimitState(NamedTuple):
@@ -28,7 +28,11 @@ class NormGrowthLimitState(NamedTuple):
 
 @on_any_mesh
 def norm_growth_limit(
-    low_rank: LowRank, gamma: jax.typing.ArrayLike = 1.01, *, eps: jax.typing.ArrayLike = 1e-8
+    low_rank: LowRank,
+    gamma: jax.typing.ArrayLike = 1.01,
+    *,
+    eps: jax.typing.ArrayLike = 1e-8,
+    watch: Literal["residual", "subspace"] = "residual",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lets the norm of a matrix's residual grow by no more than a factor :math:`\gamma` a step.
 
@@ -40,15 +44,17 @@ def norm_growth_limit(
 
     The norm comes from arrays that exist already (:math:`S` is never formed), in float32 or wider
     whatever the gradient's dtype: in bfloat16 1.01 is 1.0078. Nodes without a residual pass
-    unchanged.
+    unchanged. With ``watch="subspace"`` it is the norm of :math:`N` that may not grow, and the
+    whole step is divided by :math:`\ell`, as gradient wavelets have it.
 
     Args:
       low_rank: what "low rank" means for this model.
       gamma: :math:`\gamma`, at least 1.
       eps: :math:`\epsilon`.
+      watch: whose norm may not grow, the ``"residual"``'s or the ``"subspace"`` part's.
 
     Raises:
-      ValueError: ``gamma`` is a number below 1.
+      ValueError: ``gamma`` is a number below 1, or ``watch`` is unknown.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
@@ -62,6 +68,7 @@ def norm_growth_limit(
       residual near zero for more than a thousand steps. Likewise a step without a residual (a zero
     gradient, or one that is not finite) leaves the previous norm as it is.
     """
+    require_choice("watch", watch, ("residual", "subspace"))
     if not isinstance(gamma, jax.Array) and not float(gamma) >= 1:  # type: ignore[arg-type]
         raise ValueError(f"gamma must be at least 1, got {gamma}")
 
@@ -85,18 +92,28 @@ def norm_growth_limit(
         del params, extra_args
 
         def limit(node: Any, previous: Any) -> tuple[Any, Any]:
-            if not isinstance(node, Subspace) or node.residual_scale is None:
+            if not isinstance(node, Subspace):
                 return node, previous
-            norm = residual_norm(node)
+            part = node.residual_scale if watch == "residual" else node.core
+            if part is None:
+                return node, previous
+            norm = residual_norm(node) if watch == "residual" else frobenius_norm(part)
             # A step without a residual says nothing about its size, an overflow nothing usable.
             known = jnp.isfinite(norm) & (norm > 0)
             allowed = jnp.where(previous > 0, gamma * (previous + eps), norm)
             shrink = jnp.where(known, jnp.minimum(allowed / norm, 1), 0)
             limited = jnp.where(known, norm * shrink, previous).astype(previous.dtype)
-            scale = shrink[..., None, None] * node.residual_scale
-            return node.replace(residual_scale=scale.astype(node.raw.dtype)), limited
+            shrink = shrink[..., None, None].astype(node.raw.dtype)
+            if watch == "residual":
+                return node.replace(residual_scale=shrink * part), limited
+            return node.replace(step_scale=shrink * node.step_scale), limited
 
         updates, previous = map_leaves(limit, updates, state.previous)
         return updates, NormGrowthLimitState(previous)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def frobenius_norm(x: jax.Array) -> jax.Array:
+    """The norm of each matrix in float32 or wider, ``[*batch, r, b] -> [*batch]``."""
+    return jnp.sqrt(jnp.sum(column_energy(x), axis=(-2, -1)))

@@ -52,8 +52,9 @@ class LowRank:
     knowledge; give the same object to all of them.
 
     Args:
-      rank: dimension of the subspace; clipped to the shorter side of each matrix. A float between 0
-        and 1 is a share of the compressed side, rounded up. Static.
+      rank: dimension of the subspace; clipped to the shorter side of each matrix (to the compressed
+        side if it does not come from the gradient's columns: ``"columns"``, ``"randk"`` and
+        ``"haar"``). A float between 0 and 1 is a share of the compressed side, rounded up. Static.
       update_proj_gap: steps between two refreshes of the basis. Static.
       scale: :math:`\alpha`, weight of the subspace part of the update; may be traced.
       basis: ``"randomized"`` (range finder, the default), ``"svd"`` (exact), ``"random"``
@@ -115,15 +116,7 @@ class LowRank:
             value = getattr(self, name)
             if name == "rank" and isinstance(value, float) and 0 < value < 1:
                 continue
-            if isinstance(value, jax.Array):
-                raise TypeError(
-                    f"{name} must be a static int, got a JAX array: with optax.inject_hyperparams "
-                    "pass static_args=('rank', 'update_proj_gap')"
-                )
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            require_count(name, value)
         require_choice("side", self.side, get_args(Side))
         require_choice("moments", self.moments, ("keep", "carry", "reset"))
         basis = bases.resolve(self.basis)
@@ -154,11 +147,24 @@ class LowRank:
           ValueError: dimension numbers do not fit a parameter, or a parameter is neither real nor
             floating point.
         """
-        return decide(params, self.weight_dimension_numbers, self.side, self.rank, self.pieces)
+        return decide(
+            params,
+            self.weight_dimension_numbers,
+            self.side,
+            self.rank,
+            self.pieces,
+            clip=not getattr(self.basis, "any_rank", False),
+        )
 
 
 def decide(
-    params: Params, weight_dimension_numbers: Any, side: Side, rank: int | float, pieces: int = 1
+    params: Params,
+    weight_dimension_numbers: Any,
+    side: Side,
+    rank: int | float,
+    pieces: int = 1,
+    *,
+    clip: bool = True,
 ) -> list[Leaf | None]:
     """Which leaves of ``params`` are matrices, and how they are read; None at masked places.
 
@@ -174,7 +180,7 @@ def decide(
     )[0]
     specs = _specs(weight_dimension_numbers, params, [path for path, _ in with_paths])
     plan = [
-        _leaf(path, x, spec, side, rank, pieces)
+        _leaf(path, x, spec, side, rank, pieces, clip)
         for (path, x), spec in zip(with_paths, specs, strict=True)
     ]
     recorder = _recorder.get()
@@ -183,7 +189,9 @@ def decide(
     return plan
 
 
-def _leaf(path: Any, x: Any, spec: Any, side: Side, rank: int | float, pieces: int) -> Leaf | None:
+def _leaf(
+    path: Any, x: Any, spec: Any, side: Side, rank: int | float, pieces: int, clip: bool
+) -> Leaf | None:
     if isinstance(x, optax.MaskedNode):
         return None
     name = path_name(path)
@@ -196,7 +204,7 @@ def _leaf(path: Any, x: Any, spec: Any, side: Side, rank: int | float, pieces: i
         )
     if spec is None or 0 in x.shape:
         return Leaf(name, tuple(x.shape), x.dtype, None)
-    view = matrix_view(name, x.shape, spec, side, rank, pieces)
+    view = matrix_view(name, x.shape, spec, side, rank, pieces, clip=clip)
     return Leaf(name, tuple(x.shape), x.dtype, view)
 
 
@@ -283,9 +291,18 @@ def match_paths(
 
 
 def matrix_view(
-    name: str, shape: Sequence[int], spec: Any, side: Side, rank: int | float, pieces: int = 1
+    name: str,
+    shape: Sequence[int],
+    spec: Any,
+    side: Side,
+    rank: int | float,
+    pieces: int = 1,
+    *,
+    clip: bool = True,
 ) -> MatrixView:
     """Reads ``shape`` as matrices, with ``rank`` clipped to the shorter side of a piece.
+
+    Unless ``clip`` is False: then only to the compressed side.
 
     Raises:
       ValueError: naming the parameter, if ``spec`` does not fit its shape.
@@ -317,7 +334,7 @@ def matrix_view(
             f"divide into {pieces} pieces"
         )
     a //= pieces
-    rank = min(math.ceil(rank * a) if isinstance(rank, float) else rank, a, b)
+    rank = min(math.ceil(rank * a) if isinstance(rank, float) else rank, a, b if clip else a)
     return MatrixView(tuple(shape), batch, reduction, output, compress_input, rank, pieces)
 
 
@@ -331,6 +348,19 @@ def warn_if_nothing_is_projected(plan: Sequence[Leaf | None]) -> None:
             f"'{leaves[0].path}' with shape {leaves[0].shape})",
             stacklevel=4,
         )
+
+
+def require_count(name: str, value: Any) -> None:
+    """Raises an error naming the argument unless ``value`` is a static integer above 0."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} must be a static int, got a JAX array: with optax.inject_hyperparams "
+            "pass static_args=('rank', 'update_proj_gap')"
+        )
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def require_float_dtype(name: str, dtype: jax.typing.DTypeLike) -> None:

@@ -123,6 +123,105 @@ def replace_by_scaled_gradient(
     return stateless(lambda updates: map_leaves(replace, updates))
 
 
+def plain_residual(
+    rule: Literal["sign", "sgd"] = "sign", scale: jax.typing.ArrayLike = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds the residual by an optimizer that needs no state.
+
+    .. math::
+
+        U = c\,\alpha \left( P N + \lambda f(G - P R) \right), \qquad
+        f = \mathrm{sign} \text{ or } f(x) = x
+
+    Keeps no state. The sign needs the residual at full size; SGD does not.
+
+    Args:
+      rule: ``"sign"`` (signSGD, of the size of one of Adam's steps) or ``"sgd"``.
+      scale: :math:`\lambda`, size of this part relative to the one in the subspace.
+
+    Raises:
+      ValueError: unknown ``rule``.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp, optax
+      >>> low_rank = fira_jax.LowRank(rank=2, scale=1.0)
+      >>> tx = optax.chain(
+      ...     fira_jax.low_rank_project(low_rank),
+      ...     fira_jax.plain_residual("sgd"),
+      ...     fira_jax.project_back(),
+      ... )
+      >>> grads = {"w": jnp.sin(jnp.arange(48.0)).reshape(6, 8)}
+      >>> updates, _ = tx.update(grads, tx.init(grads))
+      >>> bool(jnp.allclose(updates["w"], grads["w"], atol=1e-5))  # both parts together again
+      True
+
+    References:
+      Zmushko et al., `FRUGAL <https://arxiv.org/abs/2411.07837>`_, 2024.
+    """
+    require_choice("rule", rule, ("sign", "sgd"))
+
+    def add_residual(node: Any) -> Any:
+        if not isinstance(node, Subspace):
+            return node
+        return node.replace(
+            residual_scale=jnp.broadcast_to(node.scale * scale, node.raw_energy.shape),
+            residual_leak=jnp.ones_like(node.scale),
+            residual_map=jnp.sign if rule == "sign" else None,
+        )
+
+    return stateless(lambda updates: map_leaves(add_residual, updates))
+
+
+def residual_over_denominator() -> optax.GradientTransformationExtraArgs:
+    r"""Adds the residual, each entry divided as the optimizer divided the block that it is in.
+
+    .. math::
+
+        U = c\,\alpha \left( P N + (G - P R) / D \right)
+
+    with :math:`D = \sqrt V + \epsilon` of the block's mean at all entries of the block. In terms of
+    wavelets: the detail coefficients of all levels are divided by the denominator of the
+    approximation coefficient above them. For ``LowRank(basis="haar")`` and an optimizer that tells
+    its denominator (:func:`fira_jax.scale_by_adam_in_subspace`). Keeps no state.
+
+    Raises:
+      ValueError: at the first update, for another basis or optimizer.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp, optax
+      >>> low_rank = fira_jax.LowRank(rank=0.25, basis="haar")
+      >>> tx = optax.chain(
+      ...     fira_jax.low_rank_project(low_rank),
+      ...     fira_jax.scale_by_adam_in_subspace(low_rank),
+      ...     fira_jax.residual_over_denominator(),
+      ...     fira_jax.project_back(),
+      ... )
+      >>> state = tx.init({"w": jnp.ones((8, 16))})
+
+    References:
+      Wen et al., `Gradient wavelet transform <https://arxiv.org/abs/2501.07237>`_, 2025.
+    """
+
+    def add_residual(node: Any) -> Any:
+        if not isinstance(node, Subspace):
+            return node
+        if node.denominator is None:
+            raise ValueError(
+                "residual_over_denominator needs an optimizer that tells what it divided by, such "
+                "as fira_jax.scale_by_adam_in_subspace"
+            )
+        if not hasattr(node.basis, "spread"):
+            raise ValueError(
+                "residual_over_denominator needs basis='haar', whose directions share no entry; "
+                f"got {type(node.basis).__name__}"
+            )
+        return node.replace(
+            residual_scale=node.scale / node.denominator, residual_leak=jnp.ones_like(node.scale)
+        )
+
+    return stateless(lambda updates: map_leaves(add_residual, updates))
+
+
 def norm_ratio(
     node: Subspace, granularity: Literal["column", "matrix"], eps: jax.typing.ArrayLike
 ) -> jax.Array:

@@ -56,6 +56,20 @@ def run(tx: Any, grads: Any, params: Any = None) -> tuple[Any, Any]:
     return scan(tx.init(params), grads)
 
 
+def history(tx: Any, grads: Any, params: Any) -> tuple[Any, Any]:
+    """Like :func:`run` at constant weights, but with the state after every step."""
+
+    @jax.jit
+    def scan(state: Any, grads: Any) -> tuple[Any, Any]:
+        def step(state: Any, grad: Any) -> tuple[Any, Any]:
+            updates, state = tx.update(grad, state, params)
+            return state, (updates, state)
+
+        return jax.lax.scan(step, state, grads)[1]
+
+    return scan(tx.init(params), grads)
+
+
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """Coordinate directions, never stored: at full rank the subspace is the whole space."""

@@ -1,15 +1,18 @@
 """How a subspace is found: one file for each kind of basis, all behind :class:`Basis`."""
 
+from fira_jax.basis.adaptive import Adaptive as Adaptive
 from fira_jax.basis.columns import Columns as Columns
 from fira_jax.basis.dct import Dct as Dct
 from fira_jax.basis.haar import Haar as Haar
 from fira_jax.basis.orthonormal import Orthonormal as Orthonormal
 from fira_jax.basis.protocol import Basis as Basis
-from fira_jax.basis.randk import RandK as RandK
 from fira_jax.basis.quantized import Quantized as Quantized
+from fira_jax.basis.randk import RandK as RandK
 from fira_jax.basis.random import Random as Random
 from fira_jax.basis.randomized import Randomized as Randomized
 from fira_jax.basis.svd import Svd as Svd
+from fira_jax.basis.tracked import Grassmann as Grassmann
+from fira_jax.basis.tracked import PowerIteration as PowerIteration
 
 _NAMED: dict[str, type[Basis]] = {
     "svd": Svd,

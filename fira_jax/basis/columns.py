@@ -60,6 +60,7 @@ class Columns:
     """
 
     orthonormal = True
+    any_rank = True
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: ARG002, D102
         return jnp.arange(rank, dtype=jnp.int32)

@@ -75,6 +75,7 @@ class Haar:
     """
 
     orthonormal = True
+    any_rank = True
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> None:  # noqa: ARG002, D102
         return None

@@ -18,10 +18,13 @@ class Basis(Protocol):
     batching, the schedule of refreshes and the guard against unusable gradients are done around
     them. What is stored is an array, or a pytree of several. A basis may have one method more,
     ``turn(new, old)``: :math:`P_{new}^\top P_{old}` from what is stored, ``[..., rank, rank]``,
-    where that is simpler than the product of the vectors.
+    where that is simpler than the product of the vectors. It may have one attribute more,
+    ``any_rank = True``, if it can have more vectors than the matrix has columns.
 
     Attributes:
-      orthonormal: whether :meth:`vectors` has orthonormal columns.
+      orthonormal: whether :meth:`vectors` has orthonormal columns; some may be zero.
+      scale_free: optional, True if missing: whether a gradient's size makes no difference to the
+        subspace, so that :meth:`find` may be given it at any.
 
     Example:
       >>> import fira_jax
@@ -38,7 +41,8 @@ class Basis(Protocol):
         """A new stored value from a gradient.
 
         Args:
-          grad: ``[a, b]``, float32 or wider; finite, its largest magnitude scaled to 1.
+          grad: ``[a, b]``, float32 or wider; finite, its largest magnitude scaled to 1 if the
+            basis is free of scale.
           stored: the value it replaces.
           rank: dimension of the subspace.
           key: the same for all matrices of a step, so that stacking changes nothing.

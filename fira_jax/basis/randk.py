@@ -53,7 +53,7 @@ class Entries:
 class RandK:
     r""":math:`r` entries of each column drawn at random, others in other columns.
 
-    Stores :math:`r + 1` integers for a matrix.
+    Stores :math:`r + 1` integers for a matrix, the last of which seeds the turns.
 
     References:
       Zmushko et al., `FRUGAL <https://arxiv.org/abs/2411.07837>`_, 2024: its "randk" draws from the
@@ -61,39 +61,35 @@ class RandK:
 
     Example:
       >>> import fira_jax
-      >>> fira_jax.basis.RandK().init(8, 2, "float32")[0].tolist()
-      [0, 1]
+      >>> fira_jax.basis.RandK().init(8, 2, "float32").tolist()
+      [0, 1, 0]
     """
 
     orthonormal = True
+    any_rank = True
     # A new draw moves each column's coordinates in its own way: no product turns the moments.
     turns = False
 
-    def init(  # noqa: D102
-        self,
-        a: int,  # noqa: ARG002
-        rank: int,
-        dtype: jax.typing.DTypeLike,  # noqa: ARG002
-    ) -> tuple[jax.Array, jax.Array]:
-        return jnp.arange(rank, dtype=jnp.int32), jnp.zeros([], jnp.int32)
+    def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: ARG002, D102
+        return jnp.append(jnp.arange(rank, dtype=jnp.int32), jnp.int32(0))
 
     def find(  # noqa: D102
         self,
         grad: jax.Array,
-        stored: tuple[jax.Array, jax.Array],  # noqa: ARG002
+        stored: jax.Array,
         rank: int,
         key: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> jax.Array:
         seed = jax.lax.bitcast_convert_type(jax.random.bits(key, (), jnp.uint32), jnp.int32)
-        return random_subset(key, grad.shape[0], rank).astype(jnp.int32), seed
+        return jnp.append(random_subset(key, grad.shape[0], rank), seed).astype(stored.dtype)
 
     def vectors(  # noqa: D102
         self,
-        stored: tuple[jax.Array, jax.Array] | None,
+        stored: jax.Array | None,
         a: int,
         rank: int,  # noqa: ARG002
         dtype: jax.typing.DTypeLike,  # noqa: ARG002
         key: jax.Array,  # noqa: ARG002
     ) -> Entries:
         assert stored is not None
-        return Entries(*stored, a)
+        return Entries(stored[..., :-1], stored[..., -1], a)

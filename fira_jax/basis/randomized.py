@@ -83,12 +83,10 @@ def mixed(x: jax.Array) -> jax.Array:
 
 
 def orthonormalise(span: jax.Array, seed: jax.Array) -> jax.Array:
-    r"""Orthonormal columns with the same span: shifted Cholesky-QR, five times.
+    r"""Orthonormal columns with the same span.
 
     Directions that ``span`` lacks (a gradient of low rank) are filled by a random perturbation of
-    1e-4 of its root-mean-square entry, which costs 1e-8 of the energy. Four passes bring even the
-    weakest direction of a square span (a rank of ``a``) to length; the last is all but unshifted,
-    since the shift itself leaves every column short, at 144 columns by 3e-5.
+    1e-4 of its root-mean-square entry, which costs 1e-8 of the energy.
 
     Args:
       span: ``[a, k]`` with ``k <= a``.
@@ -97,6 +95,16 @@ def orthonormalise(span: jax.Array, seed: jax.Array) -> jax.Array:
     rms = jnp.sqrt(jnp.mean(jnp.square(span)))
     floor = jnp.finfo(span.dtype).eps  # its square must not vanish
     span = span + 1e-4 * jnp.maximum(rms, floor) * random_uniform(seed, span.shape, span.dtype)
+    return cholesky_qr(span)
+
+
+def cholesky_qr(span: jax.Array) -> jax.Array:
+    """The orthonormal factor of ``[a, k]``, the triangular one having a positive diagonal.
+
+    Shifted Cholesky-QR, five times. Four passes bring even the weakest direction of a square span
+    (a rank of ``a``) to length, if it holds 1e-8 of the energy; the last is all but unshifted,
+    since the shift itself leaves every column short, at 144 columns by 3e-5.
+    """
     return jax.lax.fori_loop(0, 5, lambda i, x: _divide_by_gram_root(x, last=i == 4), span)
 
 
