@@ -36,6 +36,7 @@ def scale_by_adam_in_subspace(
     eps: jax.typing.ArrayLike = 1e-6,
     *,
     bias_correction: Literal["outside", "inside", "none"] = "outside",
+    carry: Literal["raw", "central"] = "raw",
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -59,11 +60,13 @@ def scale_by_adam_in_subspace(
       b2: decay of the second moment.
       eps: added to the root of the second moment.
       bias_correction: ``"outside"``, ``"inside"`` or ``"none"``.
+      carry: what of the second moment is carried into a new basis, if ``low_rank.moments`` says so:
+        ``"raw"`` or ``"central"``, see below.
       mu_dtype: dtype in which the first moment is stored; None for the parameter's.
       nu_dtype: dtype in which the second moment is stored; None for the parameter's.
 
     Raises:
-      ValueError: unknown ``bias_correction``, or a dtype that is not floating point.
+      ValueError: unknown ``bias_correction`` or ``carry``, or a dtype that is not floating point.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
@@ -73,11 +76,16 @@ def scale_by_adam_in_subspace(
 
     References:
       Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2014; Zhao et al., `GaLore
-      <https://arxiv.org/abs/2403.03507>`_, 2024, algorithm 2. The second moment of a carried basis
-      follows the squared overlap, :math:`V \leftarrow (T \circ T) V` with
-      :math:`T = P_{new}^\top P_{old}`, which keeps it non-negative.
+      <https://arxiv.org/abs/2403.03507>`_, 2024, algorithm 2. A carried first moment turns with the
+      basis, :math:`M \leftarrow T M` with :math:`T = P_{new}^\top P_{old}`. Of the second,
+      ``"raw"`` takes the squared overlap, :math:`V \leftarrow (T \circ T) V`, which keeps it
+      non-negative; ``"central"`` does so with the variance about the mean only, and turns the mean
+      itself (Robert et al., `LDAdam <https://arxiv.org/abs/2410.16103>`_, 2024):
+      :math:`\hat V \leftarrow | (T \circ T) (\hat V - \hat M^2) + (T \hat M)^2 |`, with hats for
+      bias-corrected moments.
     """
     require_choice("bias_correction", bias_correction, ("outside", "inside", "none"))
+    require_choice("carry", carry, ("raw", "central"))
     for name, dtype in (("mu_dtype", mu_dtype), ("nu_dtype", nu_dtype)):
         if dtype is not None:
             require_float_dtype(name, dtype)
@@ -101,6 +109,9 @@ def scale_by_adam_in_subspace(
         if low_rank.moments == "reset":  # the subspace's moments count from the last refresh
             age = state.count % low_rank.update_proj_gap + 1
             inside = _one_minus_power(b1, age), _one_minus_power(b2, age)
+        before = None
+        if carry == "central":
+            before = _one_minus_power(b1, state.count), _one_minus_power(b2, state.count)
 
         def step(leaf: Any, mu: jax.Array, nu: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
             node = leaf if isinstance(leaf, Subspace) else None
@@ -113,7 +124,7 @@ def scale_by_adam_in_subspace(
             if node is not None and low_rank.moments == "reset":
                 m, v = (jnp.where(age == 1, 0, x) for x in (m, v))
             elif node is not None and node.rotation is not None:
-                m, v = _carry(node, m, v)
+                m, v = _carry(node, m, v, before)
             m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * grad
             v = jnp.asarray(b2, wide) * v + jnp.asarray(1 - b2, wide) * jnp.square(grad)
             if bias_correction == "inside":
@@ -238,10 +249,27 @@ def _one_minus_power(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array
     return -jnp.expm1(count.astype(jnp.result_type(float)) * log)
 
 
-def _carry(node: Subspace, m: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The moments in the coordinates of the new basis."""
-    rotation = node.rotation
-    assert rotation is not None
-    return jax.lax.cond(
-        node.refreshed, lambda: (rotation @ m, jnp.square(rotation) @ v), lambda: (m, v)
-    )
+def _carry(
+    node: Subspace,
+    m: jax.Array,
+    v: jax.Array,
+    corrections: tuple[jax.Array, jax.Array] | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The moments in the coordinates of the new basis.
+
+    With the ``corrections`` of their bias, the second moment is carried by parts: the variance
+    and the mean.
+    """
+    turn = node.rotation
+    assert turn is not None
+
+    def carried() -> tuple[jax.Array, jax.Array]:
+        if corrections is None:
+            return turn @ m, jnp.square(turn) @ v
+        # Before the first step there are no moments to correct.
+        of_m, of_v = (jnp.where(x > 0, x, 1).astype(m.dtype) for x in corrections)
+        mean, second = m / of_m, v / of_v
+        variance = jnp.square(turn) @ (second - jnp.square(mean))
+        return turn @ m, of_v * jnp.abs(variance + jnp.square(turn @ mean))
+
+    return jax.lax.cond(node.refreshed, carried, lambda: (m, v))

@@ -171,8 +171,9 @@ def _refresh_alike(
             largest = jnp.max(jnp.abs(grad))
             # One over a subnormal number is infinite.
             usable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
+            unit = largest if getattr(basis, "scale_free", True) else 1
             return jax.lax.cond(
-                is_due & usable, lambda: basis.find(grad / largest, old, rank, key), lambda: old
+                is_due & usable, lambda: basis.find(grad / unit, old, rank, key), lambda: old
             )
 
         found = jax.lax.map(

@@ -121,6 +121,9 @@ def _divide_by_gram_root(span: jax.Array, last: jax.typing.ArrayLike = False) ->
     factor = jax.lax.linalg.cholesky(
         gram + shift * jnp.eye(k, dtype=span.dtype), symmetrize_input=False
     )
-    return jax.lax.linalg.triangular_solve(
-        factor, span, left_side=False, lower=True, transpose_a=True
+    # The small factor is inverted rather than the span solved for: a product stays where the rows
+    # of the span are, whatever devices they are spread over; a solver would gather them.
+    inverse = jax.lax.linalg.triangular_solve(
+        factor, jnp.eye(k, dtype=span.dtype), left_side=True, lower=True
     )
+    return span @ inverse.T
