@@ -61,6 +61,7 @@ OPTIMIZERS: dict[str, Builder] = {
     "adamw": adamw,
     "fira": low_rank(fira_jax.fira),
     "galore": low_rank(fira_jax.galore),
+    "q_galore": low_rank(fira_jax.q_galore),
     "swan": stateless(fira_jax.swan, include=("attn", "mlp")),
     "sinkgd": stateless(fira_jax.sinkgd, include=("attn", "mlp")),
     "scale": stateless(fira_jax.scale, exclude="norm"),

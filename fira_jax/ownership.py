@@ -59,10 +59,10 @@ def owned_state(
     def owner(keys: tuple[str, ...], array: Any) -> Leaf | None:
         for end in range(len(keys), 0, -1):
             for start in range(end):
-                if keys[start:end] in parameters:
+                # The counter of a chain's member must not pass for a part of a list's parameter.
+                counter = end < len(keys) and start == array.ndim == 0
+                if keys[start:end] in parameters and not counter:
                     return parameters[keys[start:end]]
-            if array.ndim == 0:
-                break  # a path through the members of a chain may be one through a list, too
         # The whole tree may be one array, whose path is empty: then scalars are counters.
         return parameters.get(()) if array.ndim else None
 
