@@ -57,6 +57,11 @@ def adamw(config: PretrainConfig, schedule: optax.Schedule) -> optax.GradientTra
     return optax.adamw(schedule, weight_decay=config.weight_decay)
 
 
+def m_fac(config: PretrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """M-FAC over all parameters; ``--rank`` is the number of gradients it remembers."""
+    return fira_jax.m_fac(schedule, config.rank, config.weight_decay, momentum=0.9)
+
+
 OPTIMIZERS: dict[str, Builder] = {
     "adamw": adamw,
     "fira": low_rank(fira_jax.fira),
@@ -64,6 +69,7 @@ OPTIMIZERS: dict[str, Builder] = {
     "q_galore": low_rank(fira_jax.q_galore),
     "swan": stateless(fira_jax.swan, include=("attn", "mlp")),
     "sinkgd": stateless(fira_jax.sinkgd, include=("attn", "mlp")),
+    "m_fac": m_fac,
     "scale": stateless(fira_jax.scale, exclude="norm"),
 }
 

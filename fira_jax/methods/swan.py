@@ -39,8 +39,9 @@ def swan(
         W \approx (\hat G \hat G^\top)^{-1/2} \hat G
 
     by Newton–Schulz steps on the shorter side, so that entries have root mean square
-    :math:`\kappa`. State: 0 elements for a matrix. Other parameters get Adam at the full learning
-    rate.
+    :math:`\kappa`. What is standardised away never moves: the mean over the inputs of what leads to
+    an output unit stays what it was. State: 0 elements for a matrix. Other parameters get Adam at
+    the full learning rate.
 
     Args:
       learning_rate: a scalar or a schedule.
@@ -54,7 +55,8 @@ def swan(
         ``fira_jax.match_paths(("attn", "mlp"))``.
       ns_steps: number of Newton–Schulz steps. Static.
       step_size: their :math:`\beta`, see :func:`fira_jax.whiten`.
-      standardised: whether the first of the two operators is applied.
+      standardised: whether the first of the two operators is applied; without it that mean moves
+        too.
       b1: Adam's decay of the first moment.
       b2: Adam's decay of the second moment.
       eps: Adam's :math:`\epsilon`.
