@@ -43,7 +43,8 @@ def owned_state(
     """
     params = unbox(params)
     with recording() as record:
-        state = unbox(jax.eval_shape(tx.init, params))
+        # A function of its own each time: JAX would not trace the same one twice.
+        state = unbox(jax.eval_shape(lambda params: tx.init(params), params))
     decided: dict[str, Leaf] = {}
     for leaf in record:  # a parameter that one of several LowRanks projects is projected
         if leaf.view is not None or leaf.path not in decided:
