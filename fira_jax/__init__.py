@@ -7,6 +7,8 @@ from fira_jax.describe import Description as Description
 from fira_jax.describe import describe as describe
 from fira_jax.layerwise import Layerwise as Layerwise
 from fira_jax.layerwise import layerwise as layerwise
+from fira_jax.feedback import LowRankFeedbackState as LowRankFeedbackState
+from fira_jax.feedback import low_rank_project_with_feedback as low_rank_project_with_feedback
 from fira_jax.limiter import NormGrowthLimitState as NormGrowthLimitState
 from fira_jax.limiter import norm_growth_limit as norm_growth_limit
 from fira_jax.low_rank import LowRank as LowRank
@@ -15,6 +17,7 @@ from fira_jax.matrices import OnMatricesState as OnMatricesState
 from fira_jax.matrices import on_matrices as on_matrices
 from fira_jax.methods.apollo import apollo as apollo
 from fira_jax.methods.apollo import apollo_mini as apollo_mini
+from fira_jax.methods.dct_adamw import dct_adamw as dct_adamw
 from fira_jax.methods.fira import fira as fira
 from fira_jax.methods.frugal import frugal as frugal
 from fira_jax.methods.galore import galore as galore
@@ -26,6 +29,7 @@ from fira_jax.methods.q_galore import q_galore as q_galore
 from fira_jax.methods.scale import scale as scale
 from fira_jax.methods.sinkgd import sinkgd as sinkgd
 from fira_jax.methods.swan import swan as swan
+from fira_jax.methods.trion import trion as trion
 from fira_jax.moments import AdamInSubspaceState as AdamInSubspaceState
 from fira_jax.moments import in_subspace as in_subspace
 from fira_jax.moments import scale_by_adam_in_subspace as scale_by_adam_in_subspace

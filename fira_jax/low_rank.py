@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -23,6 +23,9 @@ from fira_jax.subspace import MatrixView, Params, path_name, unbox
 
 Side = Literal["short", "long", "input", "output"]
 """Which side of a matrix is compressed."""
+
+Rank = int | float | Mapping[str, int | float]
+"""One rank for all parameters, or one for each path."""
 
 _LAST_TWO_AXES = MuonDimensionNumbers(-2, -1)
 
@@ -54,7 +57,9 @@ class LowRank:
     Args:
       rank: dimension of the subspace; clipped to the shorter side of each matrix (to the compressed
         side if it does not come from the gradient's columns: ``"columns"``, ``"randk"`` and
-        ``"haar"``). A float between 0 and 1 is a share of the compressed side, rounded up. Static.
+        ``"haar"``). A float between 0 and 1 is a share of the compressed side, rounded up. A
+        mapping from paths (``layers/attn/q``) to such numbers gives every projected parameter its
+        own. Static.
       update_proj_gap: steps between two refreshes of the basis. Static.
       scale: :math:`\alpha`, weight of the subspace part of the update; may be traced.
       basis: ``"randomized"`` (range finder, the default), ``"svd"`` (exact), ``"random"``
@@ -97,7 +102,7 @@ class LowRank:
       ValueError: rank must be at least 1, got 0
     """
 
-    rank: int | float = 128
+    rank: Rank = 128
     update_proj_gap: int = 200
     scale: jax.typing.ArrayLike = 0.25
     _: dataclasses.KW_ONLY
@@ -112,11 +117,16 @@ class LowRank:
 
     def __post_init__(self) -> None:
         """Checks every argument and resolves names."""
-        for name in ("rank", "update_proj_gap", "pieces"):
-            value = getattr(self, name)
-            if name == "rank" and isinstance(value, float) and 0 < value < 1:
-                continue
-            require_count(name, value)
+        ranks = (
+            {f"rank of '{path}'": rank for path, rank in self.rank.items()}
+            if isinstance(self.rank, Mapping)
+            else {"rank": self.rank}
+        )
+        for name, rank in ranks.items():
+            if not (isinstance(rank, float) and 0 < rank < 1):
+                require_count(name, rank)
+        require_count("update_proj_gap", self.update_proj_gap)
+        require_count("pieces", self.pieces)
         require_choice("side", self.side, get_args(Side))
         require_choice("moments", self.moments, ("keep", "carry", "reset"))
         basis = bases.resolve(self.basis)
@@ -156,12 +166,22 @@ class LowRank:
             clip=not getattr(self.basis, "any_rank", False),
         )
 
+    def elsewhere(self, params: Params) -> Any:
+        """True for each parameter that is not projected: a mask for ``optax.masked``."""
+        plan = iter(self.leaves(params))
+
+        def one(x: Any) -> Any:
+            leaf = next(plan)
+            return x if leaf is None else leaf.view is None and 0 not in leaf.shape
+
+        return jax.tree.map(one, unbox(params), is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+
 
 def decide(
     params: Params,
     weight_dimension_numbers: Any,
     side: Side,
-    rank: int | float,
+    rank: Rank,
     pieces: int = 1,
     *,
     clip: bool = True,
@@ -190,7 +210,7 @@ def decide(
 
 
 def _leaf(
-    path: Any, x: Any, spec: Any, side: Side, rank: int | float, pieces: int, clip: bool
+    path: Any, x: Any, spec: Any, side: Side, rank: Rank, pieces: int, clip: bool
 ) -> Leaf | None:
     if isinstance(x, optax.MaskedNode):
         return None
@@ -204,6 +224,13 @@ def _leaf(
         )
     if spec is None or 0 in x.shape:
         return Leaf(name, tuple(x.shape), x.dtype, None)
+    if isinstance(rank, Mapping):
+        if name not in rank:
+            raise ValueError(
+                f"rank has no entry for parameter '{name}' with shape {tuple(x.shape)}, only for: "
+                f"{', '.join(rank)}"
+            )
+        rank = rank[name]
     view = matrix_view(name, x.shape, spec, side, rank, pieces, clip=clip)
     return Leaf(name, tuple(x.shape), x.dtype, view)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,13 @@ class Dct:
 
     Only the :math:`r` indices are stored, in ascending order; a refresh is one product.
 
+    Args:
+      score: what the vectors are chosen by: the ``"energy"`` of their coefficients (squared l2, the
+        best choice of :math:`r`) or the sum of their magnitudes, ``"l1"`` (the released code's).
+
     References:
       Modoranu et al., `SVD-Free Low-Rank Adaptive Gradient Optimization
-      <https://arxiv.org/abs/2505.17967>`_, 2025. The released code ranks columns by their l1
-      norm; this uses energy (squared l2), the best choice of :math:`r` columns.
+      <https://arxiv.org/abs/2505.17967>`_, 2025.
 
     Example:
       >>> import fira_jax
@@ -32,7 +36,13 @@ class Dct:
       [0, 1]
     """
 
+    score: Literal["energy", "l1"] = "energy"
     orthonormal = True
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        if self.score not in ("energy", "l1"):
+            raise ValueError(f"score must be one of 'energy', 'l1', got {self.score!r}")
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: ARG002, D102
         return jnp.arange(rank, dtype=jnp.int32)
@@ -47,7 +57,8 @@ class Dct:
         a = grad.shape[0]
         with jax.default_matmul_precision("float32"):
             coefficients = cosine_vectors(jnp.arange(a), a, grad.dtype).T @ grad
-        _, indices = jax.lax.top_k(jnp.sum(jnp.square(coefficients), axis=1), rank)
+        size = jnp.square if self.score == "energy" else jnp.abs
+        _, indices = jax.lax.top_k(jnp.sum(size(coefficients), axis=1), rank)
         # Ascending, so that a direction that stays keeps its place among the moments.
         return jnp.sort(indices).astype(stored.dtype)
 

@@ -2,6 +2,7 @@
 
 from fira_jax.methods.apollo import apollo as apollo
 from fira_jax.methods.apollo import apollo_mini as apollo_mini
+from fira_jax.methods.dct_adamw import dct_adamw as dct_adamw
 from fira_jax.methods.fira import fira as fira
 from fira_jax.methods.frugal import frugal as frugal
 from fira_jax.methods.galore import galore as galore
@@ -12,3 +13,4 @@ from fira_jax.methods.q_galore import q_galore as q_galore
 from fira_jax.methods.scale import scale as scale
 from fira_jax.methods.sinkgd import sinkgd as sinkgd
 from fira_jax.methods.swan import swan as swan
+from fira_jax.methods.trion import trion as trion

@@ -1,0 +1,108 @@
+"""DCT-AdamW: Adam on the cosine vectors that carry most of the gradient, chosen at every step."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import optax
+
+from fira_jax.basis import Basis
+from fira_jax.feedback import low_rank_project_with_feedback
+from fira_jax.low_rank import LowRank, Side
+from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
+from fira_jax.project import low_rank_project, project_back
+
+
+def dct_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    rank: int | float = 128,
+    update_proj_gap: int = 1,
+    scale: jax.typing.ArrayLike = 1.0,
+    base_optimizer: optax.GradientTransformation | None = None,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    mask: Any = None,
+    weight_dimension_numbers: Any = None,
+    *,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    error_feedback: bool = False,
+    basis: str | Basis = "dct",
+    side: Side = "short",
+    moments: Literal["keep", "carry"] = "carry",
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""DCT-AdamW: a subspace without a factorisation, cheap enough to be chosen at every step.
+
+    .. math::
+
+        U = \alpha P N, \qquad N = \mathrm{Adam}(P^\top (G + E)), \qquad
+        E \leftarrow G + E - P P^\top (G + E)
+
+    :math:`P` are :math:`r` columns of the cosine transform, of which only the indices are stored;
+    moments follow the index they belong to, and a new one starts at zero. State: :math:`r + 2br`
+    elements for a matrix with sides :math:`a \le b`, and :math:`ab` with error feedback. Parameters
+    that are not projected get Adam.
+
+    Args:
+      learning_rate: a scalar or a schedule.
+      rank: dimension of the subspace. Static.
+      update_proj_gap: steps between refreshes of the indices. Static.
+      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
+      base_optimizer: replaces Adam; any Optax transformation without a learning rate. Needs
+        ``moments="keep"``.
+      weight_decay: decoupled, as in ``optax.adamw``.
+      mask: which parameters decay, as in ``optax.add_decayed_weights``.
+      weight_dimension_numbers: which parameters are projected and along which axes, see
+        :class:`fira_jax.LowRank`. The released code leaves those with a side of 32,000 to Adam.
+      b1: Adam's decay of the first moment.
+      b2: Adam's decay of the second moment.
+      eps: Adam's :math:`\epsilon`.
+      error_feedback: whether :math:`E` is kept (else it is zero). The authors keep it in 8 bits,
+        without which it costs what the subspace saves: see :func:`fira_jax.quantize_state`.
+      basis: ``fira_jax.basis.Dct(score="l1")`` chooses as the released code does.
+      side: see :class:`fira_jax.LowRank`.
+      moments: see :class:`fira_jax.LowRank`.
+      mu_dtype: dtype of the first moments.
+      nu_dtype: dtype of the second moments.
+
+    Raises:
+      TypeError: ``rank`` or ``update_proj_gap`` is not a static number.
+      ValueError: an argument is out of range or, at ``init``, does not fit a parameter.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> tx = fira_jax.dct_adamw(1e-3, rank=4)
+      >>> fira_jax.describe(tx, {"w": jnp.ones((8, 16))}).rows[0].state_bytes  # 4 (r + 2br)
+      528
+
+    References:
+      Modoranu et al., `SVD-Free Low-Rank Adaptive Gradient Optimization for Large Language Models
+      <https://arxiv.org/abs/2505.17967>`_, 2025. Deviations from the released code: vectors are
+      chosen by energy and kept in ascending order, moments are carried by default, and the
+      first step counts as 0 for the gap.
+    """
+    low_rank = LowRank(
+        rank,
+        update_proj_gap,
+        scale,
+        basis=basis,
+        side=side,
+        weight_dimension_numbers=weight_dimension_numbers,
+        moments=moments,
+    )
+    if base_optimizer is None:
+        inner = scale_by_adam_in_subspace(
+            low_rank, b1, b2, eps, bias_correction="inside", mu_dtype=mu_dtype, nu_dtype=nu_dtype
+        )
+    else:
+        inner = in_subspace(low_rank, base_optimizer)
+    return optax.chain(
+        low_rank_project_with_feedback(low_rank) if error_feedback else low_rank_project(low_rank),
+        inner,
+        project_back(),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
