@@ -1,0 +1,80 @@
+"""The methods of the gallery. A new one joins by one entry; tests/test_gallery.py checks it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+import fira_jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of the gallery.
+
+    Attributes:
+        name: As in ``fira_jax`` and in ``--optimizer``.
+        title: As people write it.
+        source: Its paper on arXiv.
+        state: Numbers kept for one matrix with sides a <= b at rank r, as a sum of products that
+            the tests evaluate; with words in it, only shown.
+        moves: What part of the gradient moves, and how.
+        options: Arguments beside learning rate and rank.
+        oriented: Whether a is the input side, whichever is longer.
+        build: What makes it, if it is not a function of ``fira_jax``.
+    """
+
+    name: str
+    title: str
+    source: str
+    state: str
+    moves: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    oriented: bool = False
+    build: Callable[..., Any] | None = None
+
+    def transformation(self, rank: int) -> optax.GradientTransformation:
+        """The method at learning rate 1 and, if it has one, this rank."""
+        if self.build is not None:
+            return self.build(1.0)
+        options = {"rank": rank, **self.options}
+        if options["rank"] is None:
+            del options["rank"]
+        return getattr(fira_jax, self.name)(1.0, **options)
+
+
+NO_RANK: dict[str, Any] = {"rank": None}
+
+METHODS = [
+    Method("adamw", "AdamW", "1711.05101", "2ab",
+           "all of it, every entry scaled by its own history", build=optax.adamw),
+    Method("fira", "Fira", "2410.01623", "ar + 2br + 1",
+           "Adam in the subspace; the rest, column by column, scaled as Adam scaled the subspace"),
+    Method("galore", "GaLore", "2403.03507", "ar + 2br",
+           "Adam in the leading subspace, nothing outside"),
+    Method("q_galore", "Q-GaLore", "2407.08296", "ar in 4 bits, 2br in 8",
+           "as GaLore, rounded, with ever rarer refreshes"),
+    Method("apollo", "APOLLO", "2412.05270", "2br + 1",
+           "the raw gradient, column by column scaled as Adam scales a random sketch of it"),
+    Method("apollo_mini", "APOLLO-Mini", "2412.05270", "2b + 1",
+           "the raw gradient, scaled as a whole by a sketch of rank 1", {"rank": 1}),
+    Method("frugal", "FRUGAL", "2411.07837", "2br + r",
+           "Adam on some rows, the sign of the gradient on all others"),
+    Method("gwt", "GWT", "2501.07237", "2br + 1",
+           "Adam on block means (Haar wavelet); details divided by the denominators above them",
+           oriented=True),
+    Method("dct_adamw", "DCT-AdamW", "2505.17967", "2br + r",
+           "Adam on the cosine transform's strongest components, chosen anew at every step"),
+    Method("trion", "Trion", "2505.17967", "ab + r",
+           "momentum's strongest cosine components, all directions of them alike"),
+    Method("swan", "SWAN", "2412.13148", "0",
+           "all of it, standardised by columns, all directions alike", NO_RANK),
+    Method("sinkgd", "SinkGD", "2502.06742", "0",
+           "all of it, rows and columns alike in size", NO_RANK),
+    Method("scale", "SCALE", "2506.16659", "0",
+           "all of it, columns alike in size; momentum (ab) in the last layer only",
+           {"rank": None, "last_layer": None}),
+    Method("m_fac", "M-FAC", "2107.03356", "rab",
+           "the gradient less what the last r gradients repeat (and r² numbers for the model)"),
+]  # fmt: skip
