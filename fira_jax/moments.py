@@ -105,13 +105,13 @@ def scale_by_adam_in_subspace(
     ) -> tuple[optax.Updates, AdamInSubspaceState]:
         del params, extra_args
         count = optax.safe_increment(state.count)
-        outside = inside = _one_minus_power(b1, count), _one_minus_power(b2, count)
+        outside = inside = one_minus_power(b1, count), one_minus_power(b2, count)
         if low_rank.moments == "reset":  # the subspace's moments count from the last refresh
             age = state.count % low_rank.update_proj_gap + 1
-            inside = _one_minus_power(b1, age), _one_minus_power(b2, age)
+            inside = one_minus_power(b1, age), one_minus_power(b2, age)
         before = None
         if carry == "central":
-            before = _one_minus_power(b1, state.count), _one_minus_power(b2, state.count)
+            before = one_minus_power(b1, state.count), one_minus_power(b2, state.count)
 
         def step(leaf: Any, mu: jax.Array, nu: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
             node = leaf if isinstance(leaf, Subspace) else None
@@ -242,7 +242,7 @@ def coordinates_like(
     return jax.tree.map(zeros, unbox(params), is_leaf=is_leaf)
 
 
-def _one_minus_power(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
+def one_minus_power(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
     """``1 - decay ** count`` without losing digits to cancellation (0.999 in float32 would)."""
     with np.errstate(divide="ignore"):
         log = jnp.log(decay) if isinstance(decay, jax.Array) else np.log(np.asarray(decay, float))

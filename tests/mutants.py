@@ -77,8 +77,8 @@ MUTANTS = [
     Mutant(
         "bias correction one step late",
         "moments.py",
-        "correction1 = _one_minus_power(b1, count)",
-        "correction1 = _one_minus_power(b1, count + 1)",
+        "one_minus_power(b1, count), one_minus_power(b2, count)",
+        "one_minus_power(b1, count + 1), one_minus_power(b2, count + 1)",
     ),
     Mutant(
         "1 - βᵗ by subtraction, which cancels in float32",
@@ -430,8 +430,8 @@ MUTANTS = [
     Mutant(
         "position of a stack taken for a side",
         "refresh.py",
-        "together[(i,) if view.batch_axes else view.compress_input]",
-        "together[i if view.batch_axes else view.compress_input]",
+        "together[(i,) if view.batch_shape else view.compress_input]",
+        "together[i if view.batch_shape else view.compress_input]",
         (REFRESH,),
     ),
     Mutant(

@@ -14,3 +14,4 @@ from fira_jax.methods.scale import scale as scale
 from fira_jax.methods.sinkgd import sinkgd as sinkgd
 from fira_jax.methods.swan import swan as swan
 from fira_jax.methods.trion import trion as trion
+from fira_jax.methods.vlorp import vlorp as vlorp
