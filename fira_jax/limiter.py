@@ -98,11 +98,7 @@ def norm_growth_limit(
             if part is None:
                 return node, previous
             norm = residual_norm(node) if watch == "residual" else frobenius_norm(part)
-            # A step without a residual says nothing about its size, an overflow nothing usable.
-            known = jnp.isfinite(norm) & (norm > 0)
-            allowed = jnp.where(previous > 0, gamma * (previous + eps), norm)
-            shrink = jnp.where(known, jnp.minimum(allowed / norm, 1), 0)
-            limited = jnp.where(known, norm * shrink, previous).astype(previous.dtype)
+            shrink, limited = limit_growth(norm, previous, gamma, eps)
             shrink = shrink[..., None, None].astype(node.raw.dtype)
             if watch == "residual":
                 return node.replace(residual_scale=shrink * part), limited
@@ -112,6 +108,17 @@ def norm_growth_limit(
         return updates, NormGrowthLimitState(previous)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def limit_growth(
+    norm: jax.Array, previous: jax.Array, gamma: jax.typing.ArrayLike, eps: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """By what to multiply so that a norm grows by ``gamma`` at most, and the norm it then has."""
+    # A step without a residual says nothing about its size, an overflow nothing usable.
+    known = jnp.isfinite(norm) & (norm > 0)
+    allowed = jnp.where(previous > 0, gamma * (previous + eps), norm)
+    shrink = jnp.where(known, jnp.minimum(allowed / norm, 1), 0)
+    return shrink, jnp.where(known, norm * shrink, previous).astype(previous.dtype)
 
 
 def frobenius_norm(x: jax.Array) -> jax.Array:

@@ -7,9 +7,11 @@ from fira_jax.methods.fira import fira as fira
 from fira_jax.methods.frugal import frugal as frugal
 from fira_jax.methods.galore import galore as galore
 from fira_jax.methods.gwt import gwt as gwt
+from fira_jax.methods.lora_pro import lora_pro as lora_pro
 from fira_jax.methods.m_fac import m_fac as m_fac
 from fira_jax.methods.m_fac import scale_by_m_fac as scale_by_m_fac
 from fira_jax.methods.q_galore import q_galore as q_galore
+from fira_jax.methods.racs import racs as racs
 from fira_jax.methods.scale import scale as scale
 from fira_jax.methods.sinkgd import sinkgd as sinkgd
 from fira_jax.methods.swan import swan as swan
