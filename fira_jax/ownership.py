@@ -44,7 +44,7 @@ def owned_state(
     params = unbox(params)
     with recording() as record:
         # A function of its own each time: JAX would not trace the same one twice.
-        state = unbox(jax.eval_shape(lambda params: tx.init(params), params))
+        state = unbox(jax.eval_shape(lambda params: tx.init(params), params))  # noqa: PLW0108
     decided: dict[str, Leaf] = {}
     for leaf in record:  # a parameter that one of several LowRanks projects is projected
         if leaf.view is not None or leaf.path not in decided:
