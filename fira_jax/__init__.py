@@ -5,6 +5,8 @@ from fira_jax import rules as rules
 from fira_jax.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
 from fira_jax.describe import Description as Description
 from fira_jax.describe import describe as describe
+from fira_jax.equalise import EqualiseResidualState as EqualiseResidualState
+from fira_jax.equalise import equalise_residual as equalise_residual
 from fira_jax.factored import ProjFactorState as ProjFactorState
 from fira_jax.factored import project_back_by_factors as project_back_by_factors
 from fira_jax.factors import adjust_lora_gradients as adjust_lora_gradients
@@ -20,6 +22,7 @@ from fira_jax.low_rank import match_paths as match_paths
 from fira_jax.matrices import OnMatricesState as OnMatricesState
 from fira_jax.matrices import on_matrices as on_matrices
 from fira_jax.methods.adarankgrad import adarankgrad as adarankgrad
+from fira_jax.methods.alice import alice as alice
 from fira_jax.methods.apollo import apollo as apollo
 from fira_jax.methods.apollo import apollo_mini as apollo_mini
 from fira_jax.methods.dct_adamw import dct_adamw as dct_adamw

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.explicit import on_any_mesh
 from fira_jax.low_rank import LowRank, require_float_dtype
 from fira_jax.moments import coordinates_like, one_minus_power
 from fira_jax.subspace import (
@@ -39,6 +40,7 @@ class ProjFactorState(NamedTuple):
     columns: Any
 
 
+@on_any_mesh
 def project_back_by_factors(
     low_rank: LowRank,
     b1: jax.typing.ArrayLike = 0.9,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.explicit import on_any_mesh
 from fira_jax.low_rank import LowRank
 from fira_jax.project import LowRankProjectState, low_rank_project
 from fira_jax.subspace import (
@@ -33,6 +34,7 @@ class LowRankFeedbackState(NamedTuple):
     error: Any
 
 
+@on_any_mesh
 def low_rank_project_with_feedback(
     low_rank: LowRank, momentum: jax.typing.ArrayLike = 0.0
 ) -> optax.GradientTransformationExtraArgs:

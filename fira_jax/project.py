@@ -153,7 +153,8 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         leaves = [x if isinstance(x, optax.MaskedNode) else _finite_entries(x) for x in leaves]
         for (i, view), new, is_due in zip(views.items(), bases_now, due, strict=True):
             node, old = _node(low_rank, view, matrices[i], stored[i], new, refreshed, key)
-            leaves[i], stored[i] = node, new
+            observe = getattr(basis, "observe", lambda stored, _: stored)
+            leaves[i], stored[i] = node, observe(new, node.raw)
             if isinstance(rule, Rule):
                 memory[i] = _learn(rule, memory[i], node, old, is_due, gap)
         state = LowRankProjectState(

@@ -123,6 +123,7 @@ def replace_by_scaled_gradient(
     return stateless(lambda updates: map_leaves(replace, updates))
 
 
+@on_any_mesh
 def plain_residual(
     rule: Literal["sign", "sgd"] = "sign", scale: jax.typing.ArrayLike = 1.0
 ) -> optax.GradientTransformationExtraArgs:
@@ -172,6 +173,7 @@ def plain_residual(
     return stateless(lambda updates: map_leaves(add_residual, updates))
 
 
+@on_any_mesh
 def residual_over_denominator() -> optax.GradientTransformationExtraArgs:
     r"""Adds the residual, each entry divided as the optimizer divided the block that it is in.
 

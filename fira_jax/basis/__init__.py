@@ -11,6 +11,7 @@ from fira_jax.basis.randk import RandK as RandK
 from fira_jax.basis.random import Random as Random
 from fira_jax.basis.randomized import Randomized as Randomized
 from fira_jax.basis.svd import Svd as Svd
+from fira_jax.basis.switching import Switching as Switching
 from fira_jax.basis.tracked import Grassmann as Grassmann
 from fira_jax.basis.tracked import PowerIteration as PowerIteration
 

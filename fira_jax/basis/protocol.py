@@ -18,11 +18,15 @@ class Basis(Protocol):
     batching, the schedule of refreshes and the guard against unusable gradients are done around
     them. What is stored is an array, or a pytree of several. A basis may have one method more,
     ``turn(new, old)``: :math:`P_{new}^\top P_{old}` from what is stored, ``[..., rank, rank]``,
-    where that is simpler than the product of the vectors. It may have one attribute more,
-    ``any_rank = True``, if it can have more vectors than the matrix has columns.
+    where that is simpler than the product of the vectors; and ``observe(stored, raw)``: what is
+    stored after a step in which the coordinates were ``raw`` (``[..., rank, b]``).
 
     Attributes:
-      orthonormal: whether :meth:`vectors` has orthonormal columns; some may be zero.
+      orthonormal: whether :meth:`vectors` has orthonormal columns.
+      turns: optional, like ``orthonormal`` if missing: whether moments can be carried from one basis
+        to the next by :math:`P_{new}^\top P_{old}` without growing.
+      any_rank: optional, False if missing: whether there can be more vectors than the matrix has
+        columns.
       scale_free: optional, True if missing: whether a gradient's size makes no difference to the
         subspace, so that :meth:`find` may be given it at any.
 

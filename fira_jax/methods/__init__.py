@@ -1,5 +1,6 @@
 """The published methods, each a chain of the pieces."""
 
+from fira_jax.methods.alice import alice as alice
 from fira_jax.methods.apollo import apollo as apollo
 from fira_jax.methods.apollo import apollo_mini as apollo_mini
 from fira_jax.methods.dct_adamw import dct_adamw as dct_adamw

@@ -1,0 +1,127 @@
+"""Alice: Adam in a subspace that also looks elsewhere, and the rest with its columns equalised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from fira_jax.basis import Switching
+from fira_jax.equalise import equalise_residual
+from fira_jax.limiter import norm_growth_limit
+from fira_jax.low_rank import LowRank, Side
+from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
+from fira_jax.project import low_rank_project, project_back
+
+
+def alice(
+    learning_rate: optax.ScalarOrSchedule,
+    rank: int | float = 128,
+    update_proj_gap: int = 200,
+    scale: jax.typing.ArrayLike = 0.3,
+    base_optimizer: optax.GradientTransformation | None = None,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    mask: Any = None,
+    weight_dimension_numbers: Any = None,
+    *,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.9,
+    b3: float = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    leading: int = 40,
+    residual_scale: jax.typing.ArrayLike = 0.4,
+    gamma: jax.typing.ArrayLike | None = 1.01,
+    bias_correction: bool = False,
+    side: Side = "short",
+    seed: jax.typing.ArrayLike = 0,
+    basis_dtype: jax.typing.DTypeLike | None = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Alice: adaptive low-dimensional subspace estimation.
+
+    Three changes to GaLore: the subspace is tracked by a covariance kept inside it, at a refresh
+    some of its directions are drawn at random from outside (:class:`fira_jax.basis.Switching`), and
+    the rest of the gradient moves too, with its columns brought to one size
+    (:func:`fira_jax.equalise_residual`) and its growth limited:
+
+    .. math::
+
+        U = \alpha \left( P N + \lambda \sqrt{a - r}\, (G - P R)\, \mathrm{diag}(p)^{-1/2} / \ell
+        \right)
+
+    State: :math:`ar + 2br + b + r^2 + 1` elements for a matrix with sides :math:`a \le b`; with
+    ``b3=0`` (Alice-0) without the :math:`r^2`. Parameters that are not projected get Adam at the
+    full learning rate.
+
+    Args:
+      learning_rate: a scalar or a schedule; 0.02 in the published runs.
+      rank: dimension of the subspace. Static.
+      update_proj_gap: steps between refreshes of the basis. Static.
+      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
+      base_optimizer: replaces Adam; any Optax transformation without a learning rate.
+      weight_decay: decoupled, as in ``optax.adamw``.
+      mask: which parameters decay, as in ``optax.add_decayed_weights``.
+      weight_dimension_numbers: which parameters are projected and along which axes, see
+        :class:`fira_jax.LowRank`.
+      b1: Adam's decay of the first moment, and that of the columns' sizes.
+      b2: Adam's decay of the second moment.
+      b3: decay of the covariance. Static; 0 keeps none.
+      eps: Adam's :math:`\epsilon`.
+      leading: directions kept at a refresh; the others are drawn. Static.
+      residual_scale: :math:`\lambda`.
+      gamma: the limiter's growth factor; None for no limiter.
+      bias_correction: whether Adam corrects its bias.
+      side: see :class:`fira_jax.LowRank`.
+      seed: see :class:`fira_jax.LowRank`.
+      basis_dtype: dtype of the stored basis.
+      mu_dtype: dtype of the first moments.
+      nu_dtype: dtype of the second moments.
+
+    Raises:
+      TypeError: ``rank`` or ``update_proj_gap`` is not a static number.
+      ValueError: an argument is out of range or, at ``init``, does not fit a parameter.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> tx = fira_jax.alice(0.02, rank=4, leading=2)
+      >>> fira_jax.describe(tx, {"w": jnp.ones((8, 16))}).rows[0].state_bytes
+      772
+
+    References:
+      Gong et al., `Towards Efficient Optimizer Design for LLM via Structured Fisher Approximation
+      <https://arxiv.org/abs/2502.07752>`_, 2025. Printed without bias correction. Unverified:
+      :math:`\epsilon`; and that parameters that are not projected share the betas.
+    """
+    low_rank = LowRank(
+        rank,
+        update_proj_gap,
+        scale,
+        basis=Switching(leading, b3),
+        side=side,
+        weight_dimension_numbers=weight_dimension_numbers,
+        seed=seed,
+        basis_dtype=basis_dtype,
+    )
+    if base_optimizer is None:
+        inner = scale_by_adam_in_subspace(
+            low_rank,
+            b1,
+            b2,
+            eps,
+            bias_correction="inside" if bias_correction else "none",
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        )
+    else:
+        inner = in_subspace(low_rank, base_optimizer)
+    return optax.chain(
+        low_rank_project(low_rank),
+        inner,
+        equalise_residual(low_rank, residual_scale, b1),
+        optax.identity() if gamma is None else norm_growth_limit(low_rank, gamma),
+        project_back(),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
