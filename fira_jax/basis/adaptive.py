@@ -48,6 +48,9 @@ class Adaptive(Svd):
     smallest: int = 1
     of: Svd = Randomized()  # noqa: RUF009  # frozen
 
+    orthonormal = False  # some vectors are zero
+    turns = True
+
     def __post_init__(self) -> None:
         """Checks the arguments."""
         if not 0 < self.energy <= 1:

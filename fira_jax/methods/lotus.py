@@ -1,0 +1,103 @@
+"""Lotus: GaLore that changes its subspace when gradients have stopped moving in it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import optax
+
+from fira_jax.basis import Basis
+from fira_jax.methods.galore import galore
+from fira_jax.rules import Displacement
+
+
+def lotus(
+    learning_rate: optax.ScalarOrSchedule,
+    rank: int = 128,
+    update_proj_gap: int = 50,
+    scale: jax.typing.ArrayLike = 0.25,
+    base_optimizer: optax.GradientTransformation | None = None,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    mask: Any = None,
+    weight_dimension_numbers: Any = None,
+    *,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-6,
+    bias_correction: bool = True,
+    gamma: float = 0.01,
+    basis: str | Basis = "randomized",
+    side: Literal["short", "long"] = "short",
+    moments: Literal["keep", "carry"] = "keep",
+    seed: jax.typing.ArrayLike = 0,
+    basis_dtype: jax.typing.DTypeLike | None = None,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lotus: a randomized SVD, and a new subspace when the old one is used up.
+
+    :func:`fira_jax.galore` with the refresh rule :class:`fira_jax.rules.Displacement`. Every
+    ``update_proj_gap`` steps each matrix is asked how far its unit projected gradient has come from
+    the one at its last switch; below :math:`\gamma` for each step since, it switches. State:
+    :math:`ar + 3br + 1` elements for a matrix with sides :math:`a \le b`.
+
+    Args:
+      learning_rate: a scalar or a schedule.
+      rank: dimension of the subspace. Static.
+      update_proj_gap: steps between two checks, 25 to 100 in the paper. Static.
+      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
+      base_optimizer: replaces Adam; any Optax transformation without a learning rate.
+      weight_decay: decoupled, as in ``optax.adamw``.
+      mask: which parameters decay, as in ``optax.add_decayed_weights``.
+      weight_dimension_numbers: which parameters are projected and along which axes, see
+        :class:`fira_jax.LowRank`.
+      b1: Adam's decay of the first moment.
+      b2: Adam's decay of the second moment.
+      eps: Adam's :math:`\epsilon`.
+      bias_correction: whether Adam corrects its bias.
+      gamma: :math:`\gamma`, 0.005 to 0.02 in the paper. Static.
+      basis: see :class:`fira_jax.LowRank`.
+      side: see :class:`fira_jax.LowRank`.
+      moments: see :class:`fira_jax.LowRank`.
+      seed: see :class:`fira_jax.LowRank`.
+      basis_dtype: dtype of the stored basis.
+      mu_dtype: dtype of the first moments.
+      nu_dtype: dtype of the second moments.
+
+    Raises:
+      TypeError: ``rank`` or ``update_proj_gap`` is not a static int.
+      ValueError: an argument is out of range or, at ``init``, does not fit a parameter.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> params = {"w": jnp.ones((8, 16))}
+      >>> fira_jax.describe(fira_jax.lotus(1e-2, rank=4), params).rows[0].state_bytes
+      900
+
+    References:
+      `Lotus <https://arxiv.org/abs/2602.01233>`_, 2026, algorithm 1. Unverified: what happens to
+      the moments at a switch (here they stay as they are), and the size of the sketch.
+    """
+    return galore(
+        learning_rate,
+        rank,
+        update_proj_gap,
+        scale,
+        base_optimizer,
+        weight_decay,
+        mask,
+        weight_dimension_numbers,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        bias_correction=bias_correction,
+        basis=basis,
+        side=side,
+        refresh=Displacement(gamma),
+        moments=moments,
+        seed=seed,
+        basis_dtype=basis_dtype,
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+    )
