@@ -85,7 +85,7 @@ MUTANTS = [
         "moments.py",
         "return -jnp.expm1(count.astype(jnp.result_type(float)) * log)",
         "return 1 - jnp.exp(log) ** count",
-        (PROPERTIES,),
+        (MOMENTS,),
     ),
     Mutant(
         "step scale c left out",
