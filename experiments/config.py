@@ -43,7 +43,8 @@ class PretrainConfig:
     update_proj_gap: int = 200
     """Updates between two refreshes of the subspaces."""
     scale: float = 0.25
-    """Factor on the low-rank part of the update (the papers' alpha)."""
+    """Factor on the low-rank part of the update (the papers' alpha) in Fira, GaLore and their like;
+    methods whose factor means something else keep their own."""
     lr: float = 0.01
     """Peak learning rate. The models' defaults suit Fira and GaLore; AdamW wants about a third."""
     steps: int = 10_000
@@ -88,6 +89,12 @@ class PretrainConfig:
     """A yaml file with any of these keys, e.g. `lr: 0.02`."""
     stop_after: int | None = None
     """Stop, resumably, after this update; the schedule still spans --steps."""
+    mesh: str | None = None
+    """How all devices work together, e.g. data=2,fsdp=4,tensor=2; default: one device. A run may be
+    continued on another mesh."""
+    distributed: str | None = None
+    """Be one of several processes: "auto" on TPU pods and under Slurm, Open MPI or Kubernetes, else
+    HOST:PORT,COUNT,INDEX. All need the same --output-dir on a disk they share, and a --mesh."""
 
     @property
     def directory(self) -> Path:
@@ -95,8 +102,11 @@ class PretrainConfig:
         return self.output_dir or Path("runs") / f"{Path(self.model).stem}-{self.optimizer}"
 
 
-# What may differ between two commands that continue one run: nothing here moves the trajectory.
-FREE_KEYS = frozenset({"output_dir", "config", "stop_after", "checkpoint_every"})
+# What may differ between two commands that continue one run: nothing here moves the trajectory (a
+# mesh does by rounding: it adds in another order).
+FREE_KEYS = frozenset(
+    {"output_dir", "config", "stop_after", "checkpoint_every", "mesh", "distributed"}
+)
 
 
 def parse(argv: Sequence[str] | None = None) -> PretrainConfig:
@@ -186,6 +196,8 @@ def _validate(config: PretrainConfig) -> None:
     for name in positive:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.distributed and not config.mesh:
+        raise ValueError("distributed needs a mesh, such as --mesh fsdp=8")
     if not 0 <= config.warmup_steps < config.steps:
         raise ValueError(
             f"warmup_steps must be in [0, steps), got {config.warmup_steps} of {config.steps} steps"

@@ -5,7 +5,9 @@ matrices and leave embeddings, norms and the head to Adam at the same learning r
 the GaLore and Fira papers.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import optax
 
@@ -15,20 +17,31 @@ from experiments.config import PretrainConfig
 Builder = Callable[[PretrainConfig, optax.Schedule], optax.GradientTransformation]
 
 
-def low_rank(method: Callable[..., optax.GradientTransformation]) -> Builder:
-    """Builds any ``fira_jax`` method from the flags; unset flags keep the method's own default."""
+def low_rank(
+    method: Callable[..., optax.GradientTransformation], keep: Sequence[str] = (), **options: Any
+) -> Builder:
+    """Builds any ``fira_jax`` method from the flags; unset flags keep the method's own default.
+
+    So do those in ``keep``, whose flag means something else for this method: ``--scale`` is Fira's
+    factor, ``--update-proj-gap`` the interval of costly refreshes.
+    """
+    parameters = inspect.signature(method).parameters
 
     def build(config: PretrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
         choices = {"basis": config.basis, "side": config.side}
+        flags = {
+            "rank": config.rank,
+            "update_proj_gap": config.update_proj_gap,
+            "scale": config.scale,
+            **({"seed": config.seed} if {"seed", "further"} & parameters.keys() else {}),
+        }
         return method(
             schedule,
-            rank=config.rank,
-            update_proj_gap=config.update_proj_gap,
-            scale=config.scale,
             weight_decay=config.weight_decay,
             weight_dimension_numbers=fira_jax.match_paths(include=("attn", "mlp")),
-            seed=config.seed,
+            **{name: flag for name, flag in flags.items() if name not in keep},
             **{name: choice for name, choice in choices.items() if choice is not None},
+            **options,
         )
 
     return build
@@ -66,7 +79,22 @@ OPTIMIZERS: dict[str, Builder] = {
     "adamw": adamw,
     "fira": low_rank(fira_jax.fira),
     "galore": low_rank(fira_jax.galore),
+    "galore2": low_rank(fira_jax.galore2),
+    "lotus": low_rank(fira_jax.lotus),
+    "adarankgrad": low_rank(fira_jax.adarankgrad),
+    "ldadam": low_rank(fira_jax.ldadam),
+    "subtrack": low_rank(fira_jax.subtrack),
     "q_galore": low_rank(fira_jax.q_galore),
+    "apollo": low_rank(fira_jax.apollo, keep=["scale"]),
+    "apollo_mini": low_rank(fira_jax.apollo_mini, keep=["rank", "scale"]),
+    "frugal": low_rank(fira_jax.frugal, keep=["scale"]),
+    "gwt": low_rank(fira_jax.gwt),
+    "dct_adamw": low_rank(fira_jax.dct_adamw, keep=["update_proj_gap", "scale"]),
+    "trion": low_rank(fira_jax.trion, keep=["update_proj_gap", "scale"]),
+    "vlorp": low_rank(fira_jax.vlorp, keep=["scale"]),
+    "alice": low_rank(fira_jax.alice, keep=["scale"]),
+    "alice_0": low_rank(fira_jax.alice, keep=["scale"], b3=0.0),
+    "racs": stateless(fira_jax.racs, include=("attn", "mlp")),
     "swan": stateless(fira_jax.swan, include=("attn", "mlp")),
     "sinkgd": stateless(fira_jax.sinkgd, include=("attn", "mlp")),
     "m_fac": m_fac,

@@ -233,7 +233,7 @@ def test_only_attention_and_mlp_are_projected(tiny):
 
 def test_unknown_optimizer_is_named(tiny):
     config = parse([*tiny.flags, "--optimizer=adam"])
-    with pytest.raises(ValueError, match="unknown optimizer 'adam'; choose from: adamw, fira"):
+    with pytest.raises(ValueError, match=r"unknown optimizer 'adam'; choose from: adamw, .*fira"):
         build_optimizer(config, learning_rate_schedule(config))
 
 
