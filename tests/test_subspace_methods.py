@@ -323,6 +323,9 @@ def test_errors_name_the_argument():
         lambda: Adaptive(energy=0.0),
         lambda: Adaptive(energy=1.1),
         lambda: Adaptive(smallest=0),
+        lambda: Adaptive(of=fira_jax.basis.Dct()),
+        lambda: PowerIteration(start=fira_jax.basis.Random()),
+        lambda: fira_jax.subtrack(1e-2, basis="dct"),
     ):
         with pytest.raises(ValueError, match="must be"):
             wrong()

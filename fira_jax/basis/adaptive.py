@@ -7,8 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fira_jax.basis.protocol import Basis
 from fira_jax.basis.randomized import Randomized
-from fira_jax.basis.svd import Svd
+from fira_jax.basis.svd import Svd, require_vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Adaptive(Svd):
 
     energy: float = 0.96
     smallest: int = 1
-    of: Svd = Randomized()  # noqa: RUF009  # frozen
+    of: Basis = Randomized()  # noqa: RUF009  # frozen
 
     orthonormal = False  # some vectors are zero
     turns = True
@@ -57,6 +58,7 @@ class Adaptive(Svd):
             raise ValueError(f"energy must be above 0 and at most 1, got {self.energy}")
         if self.smallest < 1:
             raise ValueError(f"smallest must be at least 1, got {self.smallest}")
+        require_vectors("of", self.of)
 
     def find(  # noqa: D102
         self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array

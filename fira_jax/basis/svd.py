@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fira_jax.basis.protocol import canonical_signs, coordinate_vectors
+from fira_jax.basis.protocol import Basis, canonical_signs, coordinate_vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,3 +48,9 @@ class Svd:
     ) -> jax.Array:
         assert stored is not None
         return stored
+
+
+def require_vectors(name: str, basis: Basis) -> None:
+    """Raises ``ValueError`` naming the argument unless a basis stores vectors that it found."""
+    if not isinstance(basis, Svd):
+        raise ValueError(f"{name} must be a basis that stores its vectors, got {basis!r}")

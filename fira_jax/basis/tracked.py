@@ -7,8 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fira_jax.basis.protocol import Basis
 from fira_jax.basis.randomized import Randomized, cholesky_qr
-from fira_jax.basis.svd import Svd
+from fira_jax.basis.svd import Svd, require_vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,11 @@ class Tracked(Svd):
       start: how the first one is found.
     """
 
-    start: Svd = dataclasses.field(default=Randomized(), kw_only=True)
+    start: Basis = dataclasses.field(default=Randomized(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Checks the argument."""
+        require_vectors("start", self.start)
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: D102
         return jnp.zeros((a, rank), dtype)
@@ -112,7 +117,8 @@ class Grassmann(Tracked):
     scale_free = False
 
     def __post_init__(self) -> None:
-        """Checks the argument."""
+        """Checks the arguments."""
+        super().__post_init__()
         if not self.step > 0:
             raise ValueError(f"step must be positive, got {self.step}")
 

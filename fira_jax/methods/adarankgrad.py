@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from fira_jax.basis import Adaptive, Randomized, Svd
+from fira_jax.basis import Adaptive, Svd, resolve
 from fira_jax.low_rank import LowRank, Rank, Side
 from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
 from fira_jax.project import low_rank_project, project_back
@@ -29,7 +29,7 @@ def adarankgrad(
     eps: jax.typing.ArrayLike = 1e-8,
     energy: float = 0.96,
     smallest_rank: int = 1,
-    basis: Svd = Randomized(),  # noqa: B008  # frozen
+    basis: str | Svd = "randomized",
     side: Side = "short",
     refresh: Any = NormDecay(),  # noqa: B008  # frozen
     moments: Literal["carry", "keep"] = "carry",
@@ -73,7 +73,7 @@ def adarankgrad(
       eps: Adam's :math:`\epsilon`.
       energy: share of the gradient's energy that the subspace holds, :math:`1 - \eta`. Static.
       smallest_rank: vectors that are kept at least. Static.
-      basis: where the vectors come from.
+      basis: where the vectors come from, ``"randomized"``, ``"svd"`` or such an object.
       side: see :class:`fira_jax.LowRank`.
       refresh: see :class:`fira_jax.LowRank`.
       moments: ``"carry"`` turns them into the new basis, ``"keep"`` leaves them.
@@ -105,7 +105,7 @@ def adarankgrad(
         rank,
         update_proj_gap,
         scale,
-        basis=Adaptive(energy, smallest_rank, basis),
+        basis=Adaptive(energy, smallest_rank, resolve(basis)),
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
         seed=seed,

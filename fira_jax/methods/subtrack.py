@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from fira_jax.basis import Grassmann, Svd
+from fira_jax.basis import Grassmann, Svd, resolve
 from fira_jax.limiter import norm_growth_limit
 from fira_jax.low_rank import LowRank, Side
 from fira_jax.moments import scale_by_adam_in_subspace
@@ -32,7 +32,7 @@ def subtrack(
     gamma: jax.typing.ArrayLike | None = 1.01,
     form: Literal["released", "paper"] = "paper",
     carry: Literal["raw", "central"] = "central",
-    basis: Svd = Svd(),  # noqa: B008  # frozen
+    basis: str | Svd = "svd",
     side: Side = "short",
     refresh: Any = "fixed",
     seed: jax.typing.ArrayLike = 0,
@@ -64,7 +64,7 @@ def subtrack(
       gamma: the limiter's growth factor; None for no limiter.
       form: see :func:`fira_jax.fira`.
       carry: how the second moment turns, see :func:`fira_jax.scale_by_adam_in_subspace`.
-      basis: where the first basis comes from.
+      basis: where the first basis comes from, ``"svd"``, ``"randomized"`` or such an object.
       side: see :class:`fira_jax.LowRank`.
       refresh: see :class:`fira_jax.LowRank`.
       seed: see :class:`fira_jax.LowRank`.
@@ -95,7 +95,7 @@ def subtrack(
         rank,
         update_proj_gap,
         scale,
-        basis=Grassmann(step, start=basis),
+        basis=Grassmann(step, start=resolve(basis)),
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
         seed=seed,
