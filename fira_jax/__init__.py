@@ -21,6 +21,9 @@ from fira_jax.low_rank import LowRank as LowRank
 from fira_jax.low_rank import match_paths as match_paths
 from fira_jax.matrices import OnMatricesState as OnMatricesState
 from fira_jax.matrices import on_matrices as on_matrices
+from fira_jax.methods.adadagrad import AdaGradNormState as AdaGradNormState
+from fira_jax.methods.adadagrad import adadagrad as adadagrad
+from fira_jax.methods.adadagrad import scale_by_adagrad_norm as scale_by_adagrad_norm
 from fira_jax.methods.adarankgrad import adarankgrad as adarankgrad
 from fira_jax.methods.alice import alice as alice
 from fira_jax.methods.apollo import apollo as apollo
@@ -50,6 +53,10 @@ from fira_jax.moments import in_subspace as in_subspace
 from fira_jax.moments import scale_by_adam_in_subspace as scale_by_adam_in_subspace
 from fira_jax.momentum_feedback import MomentumFeedbackState as MomentumFeedbackState
 from fira_jax.momentum_feedback import momentum_feedback as momentum_feedback
+from fira_jax.norm_test import AdaptBatchSizeState as AdaptBatchSizeState
+from fira_jax.norm_test import adapt_batch_size as adapt_batch_size
+from fira_jax.norm_test import gradient_variance as gradient_variance
+from fira_jax.norm_test import squared_norm as squared_norm
 from fira_jax.normalise import multi_normalise as multi_normalise
 from fira_jax.normalise import standardise as standardise
 from fira_jax.normalise import unit_rms as unit_rms

@@ -1,5 +1,7 @@
 """The published methods, each a chain of the pieces."""
 
+from fira_jax.methods.adadagrad import adadagrad as adadagrad
+from fira_jax.methods.adadagrad import scale_by_adagrad_norm as scale_by_adagrad_norm
 from fira_jax.methods.adarankgrad import adarankgrad as adarankgrad
 from fira_jax.methods.alice import alice as alice
 from fira_jax.methods.apollo import apollo as apollo
