@@ -225,6 +225,7 @@ MUTANTS = [
         "residual.py",
         "columns = jnp.square(1 - kappa) * inside",
         "columns = (1 - kappa) * inside",
+        (LIMITER,),
     ),
     # --- the limiter
     Mutant(

@@ -149,6 +149,23 @@ def test_limiter_survives_a_norm_that_overflows():
         assert (kept[4] > 0.1 * kept[2]).all(), name
 
 
+def test_limiter_forgets_an_infinite_norm():
+    """Of a gradient taken whole nothing is subtracted, so its energy may be infinite."""
+    low_rank = fira_jax.LowRank(1, 10, basis="svd")
+    tx = optax.chain(
+        fira_jax.low_rank_project(low_rank),
+        fira_jax.scale_by_adam_in_subspace(low_rank),
+        fira_jax.replace_by_scaled_gradient(),
+        fira_jax.norm_growth_limit(low_rank),
+    )
+    usual = {"w": jnp.zeros((2, 3)).at[0].set(1.0)}
+    outside = {"w": jnp.zeros((2, 3)).at[1].set(1e25)}
+    _, before = tx.update(usual, tx.init(usual))
+    _, after = tx.update(outside, before)
+    assert before[3].previous["w"] > 0
+    np.testing.assert_array_equal(after[3].previous["w"], before[3].previous["w"])
+
+
 @pytest.mark.parametrize("unusable", [np.nan, np.inf, 1e30])
 def test_other_parameters_lose_only_the_entries_that_are_unusable(unusable):
     tx = fira_jax.fira(-1.0, 2)
