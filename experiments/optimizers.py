@@ -33,15 +33,14 @@ def low_rank(
             "rank": config.rank,
             "update_proj_gap": config.update_proj_gap,
             "scale": config.scale,
-            **({"seed": config.seed} if {"seed", "further"} & parameters.keys() else {}),
+            **({"seed": config.seed} if "seed" in parameters else {}),
         }
         return method(
             schedule,
             weight_decay=config.weight_decay,
             weight_dimension_numbers=fira_jax.match_paths(include=("attn", "mlp")),
             **{name: flag for name, flag in flags.items() if name not in keep},
-            **{name: choice for name, choice in choices.items() if choice is not None},
-            **options,
+            **options | {name: choice for name, choice in choices.items() if choice is not None},
         )
 
     return build
@@ -93,7 +92,7 @@ OPTIMIZERS: dict[str, Builder] = {
     "trion": low_rank(fira_jax.trion, keep=["update_proj_gap", "scale"]),
     "vlorp": low_rank(fira_jax.vlorp, keep=["scale"]),
     "alice": low_rank(fira_jax.alice, keep=["scale"]),
-    "alice_0": low_rank(fira_jax.alice, keep=["scale"], b3=0.0),
+    "alice_0": low_rank(fira_jax.alice, keep=["scale"], basis=fira_jax.basis.Switching(decay=0.0)),
     "racs": stateless(fira_jax.racs, include=("attn", "mlp")),
     "swan": stateless(fira_jax.swan, include=("attn", "mlp")),
     "sinkgd": stateless(fira_jax.sinkgd, include=("attn", "mlp")),
@@ -116,11 +115,19 @@ def learning_rate_schedule(config: PretrainConfig) -> optax.Schedule:
 def build_optimizer(
     config: PretrainConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The named optimizer on ``schedule``, behind global-norm clipping if the run asks for it."""
+    """The named optimizer on ``schedule``, behind what the run asks for.
+
+    That is global-norm clipping, and the test that says how large the next batch should be.
+    """
     if config.optimizer not in OPTIMIZERS:
         names = ", ".join(sorted(OPTIMIZERS))
         raise ValueError(f"unknown optimizer {config.optimizer!r}; choose from: {names}")
     optimizer = OPTIMIZERS[config.optimizer](config, schedule)
     if config.grad_clip > 0:
-        return optax.chain(optax.clip_by_global_norm(config.grad_clip), optimizer)
+        optimizer = optax.chain(optax.clip_by_global_norm(config.grad_clip), optimizer)
+    if config.adaptive_batch > 0:  # examples are sequences; the test sees the gradient as it came
+        test = fira_jax.adapt_batch_size(
+            config.batch_size, config.max_batch_size, config.adaptive_batch
+        )
+        optimizer = optax.chain(test, optimizer)
     return optimizer

@@ -55,7 +55,7 @@ def test_steps_are_the_published_ones(b3):
             k: normal(i, STEPS, *s, dtype=np.float64) for i, (k, s) in enumerate(shapes.items())
         }
         grads["wide"][4] *= 9  # trips the limiter
-        tx = fira_jax.alice(RATE, RANK, GAP, b1=B1, b2=B2, b3=b3, leading=LEADING)
+        tx = fira_jax.alice(RATE, RANK, GAP, b1=B1, b2=B2, basis=Switching(LEADING, b3))
         updates, states = history(tx, grads, {k: np.zeros(s) for k, s in shapes.items()})
     for name in shapes:
         series = grads[name] if name == "wide" else grads[name].swapaxes(1, 2)
@@ -106,7 +106,7 @@ def test_gradients_that_lack_directions(find, rank):
 
 @pytest.mark.parametrize(("b3", "r_squared"), [(0.999, 16), (0.0, 0)])
 def test_state_elements(b3, r_squared):
-    tx = fira_jax.alice(RATE, RANK, b3=b3)
+    tx = fira_jax.alice(RATE, RANK, basis=Switching(decay=b3))
     state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((6, 9), jnp.float32))
     formula = 6 * RANK + 2 * 9 * RANK + 9 + r_squared + 1
     counters = 2
@@ -115,6 +115,6 @@ def test_state_elements(b3, r_squared):
 
 def test_errors():
     with pytest.raises(ValueError, match="leading must not be negative, got -1"):
-        fira_jax.alice(RATE, leading=-1)
+        Switching(leading=-1)
     with pytest.raises(ValueError, match=r"decay must be at least 0 and below 1, got 1\.0"):
-        fira_jax.alice(RATE, b3=1.0)
+        Switching(decay=1.0)

@@ -30,6 +30,23 @@ WITHOUT_A_SUBSPACE = {
     "scale": {"scale": 0.05, "last_layer": None},
     "m_fac": {"rank": 8, "damping": 1.0},
 }
+OTHER_SUBSPACES = {
+    "lotus": {"rank": 8, "basis": "svd"},
+    "adarankgrad": {"rank": 8, "basis": "svd"},
+    "ldadam": {"rank": 8, "basis": "svd"},
+    "subtrack": {"rank": 8},
+}
+OTHER_RESIDUALS = {
+    "apollo": {"rank": 8},
+    "apollo_mini": {},
+    "frugal": {"rank": 8},
+    "gwt": {"rank": 8},
+    "dct_adamw": {"rank": 8},
+    "trion": {"rank": 8},
+    "vlorp": {"rank": 8},
+    "alice": {"rank": 8},
+    "racs": {},
+}
 CASES += [
     {
         "opt_name": method,
@@ -37,7 +54,7 @@ CASES += [
         "wrapper_name": None,
         "wrapper_kwargs": None,
     }
-    for method, options in WITHOUT_A_SUBSPACE.items()
+    for method, options in (WITHOUT_A_SUBSPACE | OTHER_SUBSPACES | OTHER_RESIDUALS).items()
 ]
 
 

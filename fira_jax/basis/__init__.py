@@ -24,6 +24,7 @@ _NAMED: dict[str, type[Basis]] = {
     "columns": Columns,
     "randk": RandK,
     "haar": Haar,
+    "switching": Switching,
 }
 
 
@@ -32,7 +33,7 @@ def resolve(basis: str | Basis) -> Basis:
 
     Args:
       basis: ``"svd"``, ``"randomized"``, ``"random"``, ``"dct"``, ``"orthonormal"``,
-        ``"columns"``, ``"randk"``, ``"haar"`` or a :class:`Basis`.
+        ``"columns"``, ``"randk"``, ``"haar"``, ``"switching"`` or a :class:`Basis`.
 
     Raises:
       ValueError: unknown name.

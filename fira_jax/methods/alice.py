@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from fira_jax.basis import Switching
+from fira_jax.basis import Basis
 from fira_jax.equalise import equalise_residual
 from fira_jax.limiter import norm_growth_limit
 from fira_jax.low_rank import LowRank, Side
@@ -27,12 +27,11 @@ def alice(
     *,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.9,
-    b3: float = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    leading: int = 40,
     residual_scale: jax.typing.ArrayLike = 0.4,
     gamma: jax.typing.ArrayLike | None = 1.01,
     bias_correction: bool = False,
+    basis: str | Basis = "switching",
     side: Side = "short",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
@@ -52,8 +51,8 @@ def alice(
         \right)
 
     State: :math:`ar + 2br + b + r^2 + 1` elements for a matrix with sides :math:`a \le b`; with
-    ``b3=0`` (Alice-0) without the :math:`r^2`. Parameters that are not projected get Adam at the
-    full learning rate.
+    ``basis=fira_jax.basis.Switching(decay=0.0)`` (Alice-0) without the :math:`r^2`. Parameters that
+    are not projected get Adam at the full learning rate.
 
     Args:
       learning_rate: a scalar or a schedule; 0.02 in the published runs.
@@ -67,12 +66,12 @@ def alice(
         :class:`fira_jax.LowRank`.
       b1: Adam's decay of the first moment, and that of the columns' sizes.
       b2: Adam's decay of the second moment.
-      b3: decay of the covariance. Static; 0 keeps none.
       eps: Adam's :math:`\epsilon`.
-      leading: directions kept at a refresh; the others are drawn. Static.
       residual_scale: :math:`\lambda`.
       gamma: the limiter's growth factor; None for no limiter.
       bias_correction: whether Adam corrects its bias.
+      basis: a :class:`fira_jax.basis.Switching` with another number of directions kept at a
+        refresh than 40, or another memory of the covariance than 0.999.
       side: see :class:`fira_jax.LowRank`.
       seed: see :class:`fira_jax.LowRank`.
       basis_dtype: dtype of the stored basis.
@@ -85,7 +84,7 @@ def alice(
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
-      >>> tx = fira_jax.alice(0.02, rank=4, leading=2)
+      >>> tx = fira_jax.alice(0.02, rank=4)
       >>> fira_jax.describe(tx, {"w": jnp.ones((8, 16))}).rows[0].state_bytes
       772
 
@@ -98,7 +97,7 @@ def alice(
         rank,
         update_proj_gap,
         scale,
-        basis=Switching(leading, b3),
+        basis=basis,
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
         seed=seed,

@@ -112,7 +112,21 @@ def apollo_mini(
     rank: int = 1,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 128.0,
-    **further: Any,
+    base_optimizer: optax.GradientTransformation | None = None,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    mask: Any = None,
+    weight_dimension_numbers: Any = None,
+    *,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-6,
+    gamma: jax.typing.ArrayLike | None = 1.01,
+    granularity: Literal["column", "matrix"] = "matrix",
+    basis: str | Basis = "random",
+    side: Literal["short", "long"] = "short",
+    seed: jax.typing.ArrayLike = 0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""APOLLO-Mini: a sketch of rank 1 and one scale for the whole matrix.
 
@@ -124,7 +138,20 @@ def apollo_mini(
       rank: dimension of the sketch. Static.
       update_proj_gap: steps between two bases. Static.
       scale: :math:`\alpha`; its root multiplies the update.
-      **further: as for :func:`fira_jax.apollo`.
+      base_optimizer: see :func:`fira_jax.apollo`, as for all that follow.
+      weight_decay: decoupled.
+      mask: which parameters decay.
+      weight_dimension_numbers: which parameters are projected.
+      b1: Adam's decay of the first moment.
+      b2: Adam's decay of the second moment.
+      eps: Adam's :math:`\epsilon`.
+      gamma: the limiter's growth factor.
+      granularity: one scale for the ``"matrix"`` or for each ``"column"``.
+      basis: kind of basis.
+      side: which side is compressed.
+      seed: seeds the basis.
+      mu_dtype: dtype of the first moments.
+      nu_dtype: dtype of the second moments.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
@@ -136,5 +163,22 @@ def apollo_mini(
       Zhu et al., `APOLLO <https://arxiv.org/abs/2412.05270>`_, 2024, section 4.2.
     """
     return apollo(
-        learning_rate, rank, update_proj_gap, scale, **{"granularity": "matrix", **further}
+        learning_rate,
+        rank,
+        update_proj_gap,
+        scale,
+        base_optimizer,
+        weight_decay,
+        mask,
+        weight_dimension_numbers,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        gamma=gamma,
+        granularity=granularity,
+        basis=basis,
+        side=side,
+        seed=seed,
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
     )

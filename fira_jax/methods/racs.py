@@ -22,7 +22,7 @@ def racs(
     weight_dimension_numbers: Any = None,
     *,
     decay: jax.typing.ArrayLike = 0.9,
-    rounds: int = 5,
+    rounds: jax.typing.ArrayLike = 5,
     gamma: jax.typing.ArrayLike | None = 1.01,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
@@ -50,7 +50,7 @@ def racs(
       weight_dimension_numbers: which parameters are matrices and along which axes, see
         :class:`fira_jax.LowRank`.
       decay: of the averages of :math:`s` and :math:`q`.
-      rounds: of the fixed-point iteration. Static.
+      rounds: of the fixed-point iteration.
       gamma: the limiter's growth factor; None for no limiter.
       b1: Adam's decay of the first moment.
       b2: Adam's decay of the second moment.
@@ -97,7 +97,7 @@ class RacsState(NamedTuple):
 
 
 def _scale_rows_and_columns(
-    decay: jax.typing.ArrayLike, rounds: int, gamma: jax.typing.ArrayLike | None
+    decay: jax.typing.ArrayLike, rounds: jax.typing.ArrayLike, gamma: jax.typing.ArrayLike | None
 ) -> optax.GradientTransformationExtraArgs:
     """Of each matrix ``[*batch, m, n]``."""
 
@@ -123,10 +123,14 @@ def _scale_rows_and_columns(
             largest = jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True)
             # Scaled, or the fourth powers in the rounds leave the range of float32.
             squares = jnp.square(_divide(wide, largest))
-            q = jnp.ones_like(outputs)
-            for _ in range(rounds):
+
+            def fit(_: Any, factors: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+                _, q = factors
                 s = _divide(squares @ q.mT, jnp.sum(jnp.square(q), axis=-1, keepdims=True))
-                q = _divide(s.mT @ squares, jnp.sum(jnp.square(s), axis=-2, keepdims=True))
+                return s, _divide(s.mT @ squares, jnp.sum(jnp.square(s), axis=-2, keepdims=True))
+
+            ones = jnp.ones_like(inputs), jnp.ones_like(outputs)
+            s, q = jax.lax.fori_loop(0, rounds, fit, ones)
             s = s * jnp.square(largest)
             known = largest > 0  # a zero gradient says nothing about sizes
             inputs = jnp.where(known, decay * inputs + (1 - decay) * s, inputs)

@@ -26,7 +26,7 @@ def trion(
     weight_dimension_numbers: Any = None,
     *,
     momentum: jax.typing.ArrayLike = 0.95,
-    rounds: int = 5,
+    ns_steps: int = 5,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
@@ -57,7 +57,7 @@ def trion(
       weight_dimension_numbers: which parameters are projected and along which axes, see
         :class:`fira_jax.LowRank`.
       momentum: :math:`\mu`.
-      rounds: of the Newton-Schulz iteration. Static.
+      ns_steps: rounds of the Newton-Schulz iteration. Static.
       b1: Adam's decay of the first moment.
       b2: Adam's decay of the second moment.
       eps: Adam's :math:`\epsilon`.
@@ -90,7 +90,7 @@ def trion(
     rest = base_optimizer or optax.scale_by_adam(b1, b2, eps)
     return optax.chain(
         low_rank_project_with_feedback(low_rank, momentum),
-        _orthogonalise(rounds),
+        _orthogonalise(ns_steps),
         project_back(),
         optax.masked(rest, low_rank.elsewhere),
         optax.add_decayed_weights(weight_decay, mask),

@@ -24,7 +24,7 @@ def vlorp(
     mask: Any = None,
     weight_dimension_numbers: Any = None,
     *,
-    pieces: int = 1,
+    pieces: int | None = None,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
@@ -55,8 +55,8 @@ def vlorp(
       mask: which parameters decay, as in ``optax.add_decayed_weights``.
       weight_dimension_numbers: which parameters are projected and along which axes, see
         :class:`fira_jax.LowRank`. The authors project attention and MLP weights.
-      pieces: :math:`c`, must divide the compressed side of every projected matrix. The published
-        fine-tuning has 256, with rank 1 and a gap of 30. Static.
+      pieces: :math:`c`, one if None; must divide the compressed side of every projected matrix. The
+        published fine-tuning has 256, with rank 1 and a gap of 30. Static.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: :math:`\epsilon`.
@@ -92,7 +92,7 @@ def vlorp(
         weight_dimension_numbers=weight_dimension_numbers,
         seed=seed,
         moments=moments,
-        pieces=pieces,
+        pieces=1 if pieces is None else pieces,
     )
     if base_optimizer is None:
         adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
