@@ -43,8 +43,10 @@ class Checkpoints:
             data: The training batches' iterator, standing behind batch ``step``.
             seconds: Training time so far, so that throughput survives a restart.
         """
+        # The iterator's state is the same in every process, however many there are.
+        metadata = {"seconds": seconds, "data": data.get_state()}
         self._checkpointer.save_checkpointables_async(
-            step, {"state": state, "data": data}, custom_metadata={"seconds": seconds}
+            step, {"state": state}, custom_metadata=metadata
         )
 
     def restore(self, abstract_state: Any, data: DatasetIterator) -> tuple[Any, float]:
@@ -63,9 +65,10 @@ class Checkpoints:
             abstract_state,
         )
         step = self._checkpointer.latest
-        restored = self._checkpointer.load_checkpointables(step, {"state": target, "data": data})
-        seconds = self._checkpointer.metadata(step).custom_metadata["seconds"]
-        return restored["state"], seconds
+        restored = self._checkpointer.load_checkpointables(step, {"state": target})
+        metadata = self._checkpointer.metadata(step).custom_metadata
+        data.set_state(metadata["data"])
+        return restored["state"], metadata["seconds"]
 
     def close(self) -> None:
         """Waits until the last save is complete."""

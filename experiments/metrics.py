@@ -70,6 +70,16 @@ class MetricsLog:
         self._tensorboard.close()
 
 
+class NoLog:
+    """What a process keeps that leaves the log to another."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Drops it."""
+
+    def close(self) -> None:
+        """Has nothing to flush."""
+
+
 class ProgressLine:
     """A live bar on a terminal, elsewhere one plain line every few seconds.
 

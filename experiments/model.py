@@ -26,6 +26,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from experiments.attention import Rope, causal_attention, rope_table, rotate
+from experiments.mesh import split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,10 +160,10 @@ class Llama(nnx.Module):
                 f"(max_sequence_length), got {length}"
             )
         rope = rope_table(length, config.head_dim, config.rope_theta)
-        x_BxLxD = self.embed(tokens_BxL)
+        x_BxLxD = split_rows(self.embed(tokens_BxL))
 
         def step(x_BxLxD: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-            return layer(x_BxLxD, rope), None
+            return split_rows(layer(x_BxLxD, rope)), None
 
         # Until the backward pass, keep what the kernels produced and recompute the cheap rest
         # (norms, attention weights, gates): a third of the memory, and faster on CPU too.

@@ -1,8 +1,10 @@
 """``python -m experiments.pretrain``: pre-train a LLaMA on real text. See ``--help``."""
 
+import contextlib
+import os
 import sys
 
-from experiments import config, train
+from experiments import config, mesh, train
 from experiments.corpus import CorpusError
 from experiments.packages import DownloadError
 
@@ -12,7 +14,14 @@ EXPECTED_ERRORS = (ValueError, FileNotFoundError, CorpusError, DownloadError, tr
 def main() -> None:
     """Runs the command line; expected failures end in one clear line, not in a traceback."""
     try:
-        train.run(config.parse())
+        run = config.parse()
+        if run.distributed:
+            mesh.join(run.distributed)
+        # All processes do the same; one speaks.
+        with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+            if not mesh.is_first_process():
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            train.run(run)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

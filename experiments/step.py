@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import fira_jax
+from experiments.mesh import param_shardings, split_rows
 from experiments.model import Llama, LlamaConfig, loss
 
 
@@ -42,8 +45,11 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     accumulate: int,
+    state_shardings: Any = None,
 ) -> Any:
     """One update on ``tokens [batch, seq_len + 1]``, jitted, its state donated.
+
+    On a mesh, ``state_shardings`` says how the new state is spread.
 
     With ``accumulate`` > 1 the batch is cut into that many micro-batches whose gradients are
     summed in a scan, so that only one micro-batch's activations exist at a time.
@@ -54,6 +60,7 @@ def make_train_step(
 
     def mean_over_micro_batches(params: Any, tokens_BxL: jax.Array) -> tuple[jax.Array, Any]:
         micro_AxBxL = tokens_BxL.reshape(accumulate, -1, tokens_BxL.shape[-1])
+        micro_AxBxL = split_rows(micro_AxBxL, axis=1)
 
         def add(total: Any, tokens_BxL: jax.Array) -> tuple[Any, None]:
             # Summed in float32: in bfloat16 the eighth micro-batch would lose its last three bits.
@@ -77,7 +84,22 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), values
 
-    return jax.jit(train_step, donate_argnums=0)
+    if state_shardings is None:
+        return jax.jit(train_step, donate_argnums=0)
+    everywhere = NamedSharding(state_shardings.step.mesh, PartitionSpec())
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere))
+
+
+def make_state_shardings(
+    mesh: Mesh, optimizer: optax.GradientTransformation, state: TrainState
+) -> TrainState:
+    """How a state, given abstractly, is spread over the devices of ``mesh``."""
+    params = param_shardings(mesh, state.params)
+    return TrainState(
+        NamedSharding(mesh, PartitionSpec()),
+        params,
+        fira_jax.state_shardings(optimizer, state.params, params),
+    )
 
 
 def make_evaluate(graphdef: nnx.GraphDef) -> Callable[[Any, Iterable[jax.Array]], jax.Array]:

@@ -1,5 +1,6 @@
 """The training loop, and everything that makes a run resumable."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -9,16 +10,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 import fira_jax
 from experiments import data
 from experiments.checkpoint import Checkpoints
 from experiments.config import FREE_KEYS, PretrainConfig, claim
-from experiments.metrics import MetricsLog, ProgressLine, read_metrics, write_atomically
+from experiments.mesh import first_process_first, is_first_process, make_mesh, put_batch
+from experiments.metrics import MetricsLog, NoLog, ProgressLine, read_metrics, write_atomically
 from experiments.model import LlamaConfig
 from experiments.model_configs import load_model_config
 from experiments.optimizers import build_optimizer, learning_rate_schedule
-from experiments.step import make_evaluate, make_init, make_train_step
+from experiments.step import (
+    make_evaluate,
+    make_init,
+    make_state_shardings,
+    make_train_step,
+)
 
 # A single spike may pass; after this many updates without a finite loss nothing comes back.
 PATIENCE = 20
@@ -41,41 +50,59 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     directory = config.directory
     summary_path = directory / "summary.json"
     model_config = resolve_model(config)
-    tokens = load_data(config, model_config.vocab_size)
+    with first_process_first():
+        tokens = load_data(config, model_config.vocab_size)
+    mesh = make_mesh(config.mesh) if config.mesh else None
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_KEYS}
-    claim(
-        directory,
-        {
-            "run": settings,
-            "model": dataclasses.asdict(model_config),
-            "data": {"fingerprint": tokens.fingerprint},
-        },
-    )
+    resolved = {
+        "run": settings,
+        "model": dataclasses.asdict(model_config),
+        "data": {"fingerprint": tokens.fingerprint},
+    }
+    with first_process_first():
+        claim(directory, resolved)
     if summary_path.exists():
         print(f"{directory}: already finished, nothing to do")
         return json.loads(summary_path.read_text())
 
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return _train(config, model_config, tokens, mesh)
+
+
+def _train(
+    config: PretrainConfig, model_config: LlamaConfig, tokens: data.TokenData, mesh: Mesh | None
+) -> dict[str, Any]:
+    """The run itself, once it is known what it is and that it is not finished."""
+    directory = config.directory
     schedule = learning_rate_schedule(config)
     optimizer = build_optimizer(config, schedule)
     graphdef, init_state = make_init(model_config, optimizer, config.seed)
     abstract_state = jax.eval_shape(init_state)
+    shardings = None
+    if mesh is not None:
+        shardings = make_state_shardings(mesh, optimizer, abstract_state)
+        abstract_state = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            abstract_state,
+            shardings,
+        )
     print(fira_jax.describe(optimizer, abstract_state.params))
 
     batches = tokens.train(config.batch_size, config.seed)
     micro_batch_size = config.batch_size // config.accumulate
-    validation = [jnp.asarray(batch["tokens"]) for batch in tokens.validation(micro_batch_size)]
+    validation = [put_batch(batch["tokens"], mesh) for batch in tokens.validation(micro_batch_size)]
     checkpoints = Checkpoints(directory / "checkpoints")
     if start := checkpoints.latest_step:
         state, seconds = checkpoints.restore(abstract_state, batches)
         print(f"continuing {directory} after step {start}")
     else:
-        state, seconds = jax.jit(init_state)(), 0.0
+        state, seconds = jax.jit(init_state, out_shardings=shardings)(), 0.0
     stop = min(config.steps, config.stop_after or config.steps)
 
-    train_step = make_train_step(graphdef, optimizer, schedule, config.accumulate)
+    train_step = make_train_step(graphdef, optimizer, schedule, config.accumulate, shardings)
     evaluate = make_evaluate(graphdef)
     tokens_per_step = config.batch_size * config.seq_len
-    log = MetricsLog(directory, start)
+    log = MetricsLog(directory, start) if is_first_process() else NoLog()
     with (
         closing(batches),
         closing(checkpoints),
@@ -86,12 +113,12 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         if start < stop:
             line.say("compiling the update ...")
             began = time.perf_counter()
-            batch = jax.ShapeDtypeStruct((config.batch_size, config.seq_len + 1), jnp.int32)
-            train_step = train_step.lower(abstract_state, batch).compile()
+            example = put_batch(np.zeros((config.batch_size, config.seq_len + 1), np.int32), mesh)
+            train_step = train_step.lower(abstract_state, example).compile()
             line.say(f"compiled in {time.perf_counter() - began:.1f} s")
         began = time.perf_counter()
         for step in range(start + 1, stop + 1):
-            state, values = train_step(state, jnp.asarray(next(batches)["tokens"]))
+            state, values = train_step(state, put_batch(next(batches)["tokens"], mesh))
             report.submit(step, values)
             evaluate_now = step % config.eval_every == 0 or step == config.steps
             save_now = step % config.checkpoint_every == 0 or step == stop
@@ -112,6 +139,8 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         print(f"stopped after step {stop} of {config.steps}; without --stop-after it goes on")
         return {}
 
+    if not is_first_process():
+        return {}
     last = read_metrics(directory / "metrics.jsonl")[-1]
     if last["eval_loss"] is None:
         raise DivergedError("the run ended with a validation loss that is NaN or infinite")
@@ -124,7 +153,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         "parameters": model_config.parameter_count,
         "optimizer_state_bytes": tree_bytes(abstract_state.opt_state),
     }
-    write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
+    write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(
         f"finished: validation loss {summary['eval_loss']:.4f}, perplexity "
         f"{summary['perplexity']:.2f}; everything is in {directory}"
@@ -140,7 +169,7 @@ class DelayedReport:
         line: Shows them.
     """
 
-    def __init__(self, log: MetricsLog, line: ProgressLine):
+    def __init__(self, log: MetricsLog | NoLog, line: ProgressLine):
         self._log, self._line = log, line
         self._waiting: tuple[int, dict[str, jax.Array]] | None = None
         self.bad_steps = 0  # updates without a finite loss since the last with one
