@@ -131,6 +131,20 @@ def test_limiter_survives_a_step_without_a_residual(unusable, when):
             assert (after > 0.1 * norm[when - 1]).all(), name
 
 
+@pytest.mark.parametrize("unusable", [np.nan, np.inf])
+def test_unusable_gradient_moves_its_own_matrix_by_moments_alone(unusable):
+    tx = fira_jax.fira(0.1, RANK, 10, weight_dimension_numbers=MuonDimensionNumbers(-2, -1))
+    grads = {"stack": normal(0, 2, 6, 9)}
+    hurt = {"stack": grads["stack"].copy()}
+    hurt["stack"][1, 2, 3] = unusable
+    zero = {"stack": np.where(np.arange(2)[:, None, None] == 1, 0, grads["stack"])}
+    _, state = tx.update(grads, tx.init(grads), grads)
+    updates, _ = tx.update(hurt, state, grads)
+    expected, _ = tx.update(zero, state, grads)
+    assert np.isfinite(updates["stack"]).all()
+    np.testing.assert_allclose(updates["stack"], expected["stack"], rtol=1e-5, atol=1e-7)
+
+
 def test_limiter_survives_a_norm_that_overflows():
     """A gradient of 1e25 outside the subspace: its coordinates are fine, its energy is not."""
     grads = gradients(5)
