@@ -93,6 +93,7 @@ OPTIMIZERS: dict[str, Builder] = {
     "vlorp": low_rank(fira_jax.vlorp, keep=["scale"]),
     "alice": low_rank(fira_jax.alice, keep=["scale"]),
     "alice_0": low_rank(fira_jax.alice, keep=["scale"], basis=fira_jax.basis.Switching(decay=0.0)),
+    "gradnormlorp": low_rank(fira_jax.gradnormlorp, keep=["scale"]),
     "racs": stateless(fira_jax.racs, include=("attn", "mlp")),
     "swan": stateless(fira_jax.swan, include=("attn", "mlp")),
     "sinkgd": stateless(fira_jax.sinkgd, include=("attn", "mlp")),

@@ -33,6 +33,7 @@ from fira_jax.methods.fira import fira as fira
 from fira_jax.methods.frugal import frugal as frugal
 from fira_jax.methods.galore import galore as galore
 from fira_jax.methods.galore2 import galore2 as galore2
+from fira_jax.methods.gradnormlorp import gradnormlorp as gradnormlorp
 from fira_jax.methods.gwt import gwt as gwt
 from fira_jax.methods.ldadam import ldadam as ldadam
 from fira_jax.methods.lora_pro import lora_pro as lora_pro
@@ -81,5 +82,7 @@ from fira_jax.rounding import round_stochastically as round_stochastically
 from fira_jax.sharding import state_shardings as state_shardings
 from fira_jax.subspace import MatrixView as MatrixView
 from fira_jax.subspace import Subspace as Subspace
+from fira_jax.weight_norm import WeightNormState as WeightNormState
+from fira_jax.weight_norm import weight_normalised as weight_normalised
 
 __version__ = "0.1.0"

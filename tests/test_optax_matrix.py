@@ -9,6 +9,7 @@ import pytest
 from absl.testing import parameterized
 
 import fira_jax
+from fira_jax.basis import Adaptive, PowerIteration, Svd
 
 pytestmark = pytest.mark.filterwarnings("ignore:none of the .* parameters is a matrix:UserWarning")
 
@@ -32,8 +33,8 @@ WITHOUT_A_SUBSPACE = {
 }
 OTHER_SUBSPACES = {
     "lotus": {"rank": 8, "basis": "svd"},
-    "adarankgrad": {"rank": 8, "basis": "svd"},
-    "ldadam": {"rank": 8, "basis": "svd"},
+    "adarankgrad": {"rank": 8, "basis": Adaptive(of=Svd())},
+    "ldadam": {"rank": 8, "basis": PowerIteration(start=Svd())},
     "subtrack": {"rank": 8},
 }
 OTHER_RESIDUALS = {
@@ -46,6 +47,7 @@ OTHER_RESIDUALS = {
     "vlorp": {"rank": 8},
     "alice": {"rank": 8},
     "racs": {},
+    "gradnormlorp": {"rank": 8},
 }
 CASES += [
     {

@@ -11,6 +11,7 @@ from fira_jax.methods.fira import fira as fira
 from fira_jax.methods.frugal import frugal as frugal
 from fira_jax.methods.galore import galore as galore
 from fira_jax.methods.galore2 import galore2 as galore2
+from fira_jax.methods.gradnormlorp import gradnormlorp as gradnormlorp
 from fira_jax.methods.gwt import gwt as gwt
 from fira_jax.methods.ldadam import ldadam as ldadam
 from fira_jax.methods.lora_pro import lora_pro as lora_pro
