@@ -28,11 +28,11 @@ def active_ranks(tx: optax.GradientTransformation, state: optax.OptState, params
       :class:`fira_jax.LowRank` takes as ``rank``.
 
     Example:
-      >>> import fira_jax, jax.numpy as jnp
+      >>> import fira_jax, jax, jax.numpy as jnp
       >>> tx = fira_jax.adarankgrad(1e-2, rank=8)
-      >>> params = {"w": jnp.outer(jnp.arange(16.0), jnp.arange(32.0))}
-      >>> _, state = tx.update(params, tx.init(params), params)
-      >>> fira_jax.active_ranks(tx, state, params)
+      >>> grads = {"w": jnp.outer(jnp.arange(16.0), jnp.arange(32.0))}
+      >>> _, state = jax.jit(tx.update)(grads, tx.init(grads), grads)
+      >>> fira_jax.active_ranks(tx, state, grads)
       {'w': 1}
     """
     _, owned, _ = owned_state(tx, params)
@@ -69,13 +69,12 @@ def resize_state(
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
-      >>> tx = fira_jax.adarankgrad(1e-2, rank=8)
-      >>> params = {"w": jnp.outer(jnp.arange(16.0), jnp.arange(32.0))}
-      >>> _, state = tx.update(params, tx.init(params), params)
-      >>> tx = fira_jax.adarankgrad(1e-2, rank=fira_jax.active_ranks(tx, state, params))
+      >>> params = {"w": jnp.ones((16, 32))}
+      >>> state = fira_jax.adarankgrad(1e-2, rank=8).init(params)
+      >>> tx = fira_jax.adarankgrad(1e-2, rank={"w": 3})
       >>> state = fira_jax.resize_state(tx, state, params)
       >>> state[0].bases["w"].shape, state[1].mu["w"].shape
-      ((16, 1), (1, 32))
+      ((16, 3), (3, 32))
     """
     _, owned, treedef = owned_state(tx, params)
     if treedef != jax.tree.structure(state):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from fira_jax.basis import Adaptive, Svd, resolve
+from fira_jax.basis import Adaptive, Basis
 from fira_jax.low_rank import LowRank, Rank, Side
 from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
 from fira_jax.project import low_rank_project, project_back
@@ -27,9 +27,7 @@ def adarankgrad(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    energy: float = 0.96,
-    smallest_rank: int = 1,
-    basis: str | Svd = "randomized",
+    basis: str | Basis = Adaptive(energy=0.96),  # noqa: B008  # frozen
     side: Side = "short",
     refresh: Any = NormDecay(),  # noqa: B008  # frozen
     moments: Literal["carry", "keep"] = "carry",
@@ -45,11 +43,12 @@ def adarankgrad(
 
         U = \alpha P N, \qquad N = \mathrm{Adam}(P^\top G)
 
-    At a refresh :math:`P` gets the fewest vectors that hold a share ``energy`` of the gradient's
-    energy, and the moments turn into it. A refresh comes when the projected gradient has become
-    small, see :class:`fira_jax.rules.NormDecay`. State: :math:`ar + 2br + 3` elements for a matrix
-    with sides :math:`a \le b`, with :math:`r` the largest rank: inside a compiled step the vectors
-    that are not in use are zero. Between two steps the state can be made as small as the ranks are:
+    At a refresh :math:`P` gets the fewest vectors that hold a given share of the gradient's energy
+    (:class:`fira_jax.basis.Adaptive`), and the moments turn into it. A refresh comes when the
+    projected gradient has become small (:class:`fira_jax.rules.NormDecay`). State:
+    :math:`ar + 2br + 3` elements for a matrix with sides :math:`a \le b`, with :math:`r` the
+    largest rank: inside a compiled step the vectors that are not in use are zero. Between two steps
+    the state can be made as small as the ranks are:
 
     .. code-block:: python
 
@@ -71,9 +70,7 @@ def adarankgrad(
       b1: Adam's decay of the first moment.
       b2: Adam's decay of the second moment.
       eps: Adam's :math:`\epsilon`.
-      energy: share of the gradient's energy that the subspace holds, :math:`1 - \eta`. Static.
-      smallest_rank: vectors that are kept at least. Static.
-      basis: where the vectors come from, ``"randomized"``, ``"svd"`` or such an object.
+      basis: how many vectors there are, and where they come from.
       side: see :class:`fira_jax.LowRank`.
       refresh: see :class:`fira_jax.LowRank`.
       moments: ``"carry"`` turns them into the new basis, ``"keep"`` leaves them.
@@ -89,11 +86,9 @@ def adarankgrad(
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
-      >>> tx = fira_jax.adarankgrad(learning_rate=1e-2, rank=4)
-      >>> params = {"w": jnp.outer(jnp.arange(8.0), jnp.arange(16.0))}
-      >>> _, state = tx.update(params, tx.init(params), params)
-      >>> fira_jax.active_ranks(tx, state, params)
-      {'w': 1}
+      >>> basis = fira_jax.basis.Adaptive(energy=0.9)
+      >>> tx = fira_jax.adarankgrad(learning_rate=1e-2, rank=4, basis=basis)
+      >>> state = tx.init({"w": jnp.ones((8, 16))})
 
     References:
       Refael et al., `AdaRankGrad <https://arxiv.org/abs/2410.17881>`_, 2024. Unverified: the share
@@ -105,7 +100,7 @@ def adarankgrad(
         rank,
         update_proj_gap,
         scale,
-        basis=Adaptive(energy, smallest_rank, resolve(basis)),
+        basis=basis,
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
         seed=seed,

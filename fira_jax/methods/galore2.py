@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from fira_jax.basis import Randomized
+from fira_jax.basis import Basis, Randomized
 from fira_jax.methods.galore import galore
 
 
@@ -25,8 +25,7 @@ def galore2(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     bias_correction: bool = True,
-    oversample: int = 8,
-    power_iterations: int = 1,
+    basis: str | Basis = Randomized(oversample=8, power_iterations=1),  # noqa: B008  # frozen
     side: Literal["short", "long"] = "short",
     refresh: Any = "fixed",
     moments: Literal["keep", "carry"] = "keep",
@@ -38,8 +37,8 @@ def galore2(
     r"""GaLore 2: GaLore whose refresh is made for many devices.
 
     :func:`fira_jax.galore` and its state, :math:`ar + 2br` elements for a matrix with sides
-    :math:`a \le b`. A refresh consists of products and of factorisations of size
-    :math:`r + p`, so that a gradient split over devices is never gathered.
+    :math:`a \le b`. A refresh consists of products and of small factorisations, so that a gradient
+    split over devices is never gathered.
 
     Args:
       learning_rate: a scalar or a schedule.
@@ -55,8 +54,7 @@ def galore2(
       b2: Adam's decay of the second moment.
       eps: Adam's :math:`\epsilon`.
       bias_correction: whether Adam corrects its bias.
-      oversample: :math:`p`, extra columns of the sketch. Static.
-      power_iterations: rounds that sharpen it. Static.
+      basis: see :class:`fira_jax.basis.Randomized` for the size of the sketch.
       side: see :class:`fira_jax.LowRank`.
       refresh: see :class:`fira_jax.LowRank`.
       moments: see :class:`fira_jax.LowRank`.
@@ -92,7 +90,7 @@ def galore2(
         b2=b2,
         eps=eps,
         bias_correction=bias_correction,
-        basis=Randomized(oversample, power_iterations),
+        basis=basis,
         side=side,
         refresh=refresh,
         moments=moments,

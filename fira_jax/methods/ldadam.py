@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from fira_jax.basis import PowerIteration, Svd, resolve
+from fira_jax.basis import Basis, PowerIteration
 from fira_jax.low_rank import LowRank, Side
 from fira_jax.momentum_feedback import momentum_feedback
 from fira_jax.project import project_back
@@ -29,7 +29,7 @@ def ldadam(
     rho: jax.typing.ArrayLike = 0.908,
     error_feedback: bool = True,
     carry: Literal["raw", "central"] = "central",
-    basis: str | Svd = "randomized",
+    basis: str | Basis = PowerIteration(),  # noqa: B008  # frozen
     side: Side = "short",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
@@ -64,7 +64,7 @@ def ldadam(
       rho: :math:`\rho`, weight of the momentum in what the basis is found from.
       error_feedback: whether there is an :math:`E`; without it the state is :math:`ar + 2br`.
       carry: how the second moment turns, see :func:`fira_jax.scale_by_adam_in_subspace`.
-      basis: where the first basis comes from, ``"randomized"``, ``"svd"`` or such an object.
+      basis: how it moves, and where it starts.
       side: see :class:`fira_jax.LowRank`.
       seed: see :class:`fira_jax.LowRank`.
       basis_dtype: dtype of the stored basis.
@@ -92,7 +92,7 @@ def ldadam(
         rank,
         update_proj_gap,
         scale,
-        basis=PowerIteration(start=resolve(basis)),
+        basis=basis,
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
         seed=seed,

@@ -26,8 +26,8 @@ def lotus(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     bias_correction: bool = True,
-    gamma: float = 0.01,
     basis: str | Basis = "randomized",
+    refresh: Any = Displacement(gamma=0.01),  # noqa: B008  # frozen
     side: Literal["short", "long"] = "short",
     moments: Literal["keep", "carry"] = "keep",
     seed: jax.typing.ArrayLike = 0,
@@ -56,8 +56,8 @@ def lotus(
       b2: Adam's decay of the second moment.
       eps: Adam's :math:`\epsilon`.
       bias_correction: whether Adam corrects its bias.
-      gamma: :math:`\gamma`, 0.005 to 0.02 in the paper. Static.
       basis: see :class:`fira_jax.LowRank`.
+      refresh: the rule, with its :math:`\gamma`, 0.005 to 0.02 in the paper.
       side: see :class:`fira_jax.LowRank`.
       moments: see :class:`fira_jax.LowRank`.
       seed: see :class:`fira_jax.LowRank`.
@@ -94,7 +94,7 @@ def lotus(
         bias_correction=bias_correction,
         basis=basis,
         side=side,
-        refresh=Displacement(gamma),
+        refresh=refresh,
         moments=moments,
         seed=seed,
         basis_dtype=basis_dtype,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from fira_jax.basis import Grassmann, Svd, resolve
+from fira_jax.basis import Basis, Grassmann, Svd
 from fira_jax.limiter import norm_growth_limit
 from fira_jax.low_rank import LowRank, Side
 from fira_jax.moments import scale_by_adam_in_subspace
@@ -28,11 +28,10 @@ def subtrack(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    step: float = 10.0,
     gamma: jax.typing.ArrayLike | None = 1.01,
     form: Literal["released", "paper"] = "paper",
     carry: Literal["raw", "central"] = "central",
-    basis: str | Svd = "svd",
+    basis: str | Basis = Grassmann(step=10.0, start=Svd()),  # noqa: B008  # frozen
     side: Side = "short",
     refresh: Any = "fixed",
     seed: jax.typing.ArrayLike = 0,
@@ -60,11 +59,10 @@ def subtrack(
       b1: Adam's decay of the first moment.
       b2: Adam's decay of the second moment.
       eps: Adam's :math:`\epsilon`.
-      step: size of the geodesic step, in units of the inverse squared gradient. Static.
       gamma: the limiter's growth factor; None for no limiter.
       form: see :func:`fira_jax.fira`.
       carry: how the second moment turns, see :func:`fira_jax.scale_by_adam_in_subspace`.
-      basis: where the first basis comes from, ``"svd"``, ``"randomized"`` or such an object.
+      basis: how it moves, with the size of its step, and where it starts.
       side: see :class:`fira_jax.LowRank`.
       refresh: see :class:`fira_jax.LowRank`.
       seed: see :class:`fira_jax.LowRank`.
@@ -95,7 +93,7 @@ def subtrack(
         rank,
         update_proj_gap,
         scale,
-        basis=Grassmann(step, start=resolve(basis)),
+        basis=basis,
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
         seed=seed,
