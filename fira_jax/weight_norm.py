@@ -32,7 +32,7 @@ def weight_normalised(
     direction: optax.GradientTransformation,
     magnitude: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Moves weight matrices as :math:`W = g \circ V / \lVert V \rVert`, a norm for each output unit.
+    r"""Moves weights as :math:`W = g \circ V / \lVert V \rVert`, with a norm for each output unit.
 
     .. math::
 

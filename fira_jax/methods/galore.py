@@ -50,7 +50,9 @@ def galore(
       rank: dimension of the subspace. Static.
       update_proj_gap: steps between refreshes of the basis. Static.
       scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate.
+      base_optimizer: replaces Adam; any Optax transformation without a learning rate. The authors'
+        Adafactor is ``optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))``,
+        with a state of :math:`ar + r + b`.
       weight_decay: decoupled, as in ``optax.adamw``.
       mask: which parameters decay, as in ``optax.add_decayed_weights``.
       weight_dimension_numbers: which parameters are projected and along which axes, see
