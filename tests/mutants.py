@@ -115,20 +115,20 @@ MUTANTS = [
     Mutant(
         "second moment carried like the first",
         "moments.py",
-        "jnp.square(rotation) @ v",
-        "rotation @ v",
+        "return turn @ m, jnp.square(turn) @ v",
+        "return turn @ m, turn @ v",
     ),
     Mutant(
         "moments carried between refreshes instead of at them",
         "moments.py",
-        "node.refreshed, lambda: (rotation @ m",
-        "~node.refreshed, lambda: (rotation @ m",
+        "jax.lax.cond(node.refreshed, carried",
+        "jax.lax.cond(~node.refreshed, carried",
     ),
     Mutant(
         "rotation from the new basis to the old",
         "project.py",
-        '"...ar,...aq->...rq", basis, vectors(old)',
-        '"...ar,...aq->...rq", vectors(old), basis',
+        '"...ar,...aq->...rq", basis, before',
+        '"...ar,...aq->...rq", before, basis',
     ),
     Mutant(
         "result of the inner optimizer dropped",
@@ -337,14 +337,14 @@ MUTANTS = [
     Mutant(
         "square matrices compress the output axis",
         "low_rank.py",
-        "compress_input = m == n or (m < n)",
-        "compress_input = m != n and (m < n)",
+        "m == n or (m < n)",
+        "m != n and (m < n)",
     ),
     Mutant(
         "rank not clipped to the short side",
         "low_rank.py",
-        "compress_input, min(rank, m, n))",
-        "compress_input, rank)",
+        "rank, a, b if clip else a)",
+        "rank, max(a, rank))",
     ),
     Mutant(
         "duplicated axes accepted",
@@ -369,9 +369,9 @@ MUTANTS = [
     ),
     Mutant(
         "gap longer by one",
-        "project.py",
-        "rule(state.count, index, total, gap)",
-        "rule(state.count, index, total, gap + 1)",
+        "refresh.py",
+        "ends[-1], gap)",
+        "ends[-1], gap + 1)",
     ),
     Mutant(
         "step not counted",
@@ -417,7 +417,7 @@ MUTANTS = [
     Mutant(
         "gradient not scaled before its factorisation",
         "refresh.py",
-        "basis.find(grad / largest, old, rank, key)",
+        "basis.find(grad / unit, old, rank, key)",
         "basis.find(grad, old, rank, key)",
         (BASIS,),
     ),
@@ -527,7 +527,7 @@ MUTANTS = [
     Mutant(
         "DCT columns chosen by their sum",
         "basis/dct.py",
-        "jnp.sum(jnp.square(coefficients), axis=1)",
+        "jnp.sum(size(coefficients), axis=1)",
         "jnp.sum(coefficients, axis=1)",
         (BASIS,),
     ),
