@@ -73,6 +73,11 @@ class PretrainConfig:
     """Largest global gradient norm; 0 switches clipping off."""
     accumulate: int = 1
     """Micro-batches that one update's batch is split into, to save activation memory."""
+    adaptive_batch: float = 0.0
+    """The norm test's eta: batches grow (by doubling, up to --max-batch-size) until the noise of
+    the gradient is below this share of it; 0 switches it off. Needs --accumulate of at least 2."""
+    max_batch_size: int = 4_096
+    """Largest batch that --adaptive-batch may ask for."""
     dataset: str = "registry"
     """"registry" (English text from pinned packages), "registry_full" (more of it), "c4" (streamed
     from the hub) or a folder of your own .txt or .jsonl."""
@@ -201,6 +206,16 @@ def _validate(config: PretrainConfig) -> None:
     if not 0 <= config.warmup_steps < config.steps:
         raise ValueError(
             f"warmup_steps must be in [0, steps), got {config.warmup_steps} of {config.steps} steps"
+        )
+    if config.adaptive_batch < 0:
+        raise ValueError(f"adaptive_batch must not be negative, got {config.adaptive_batch}")
+    if config.adaptive_batch and config.accumulate < 2:
+        raise ValueError(
+            "adaptive_batch compares the gradients of micro-batches: set accumulate to at least 2"
+        )
+    if config.adaptive_batch and config.max_batch_size < config.batch_size:
+        raise ValueError(
+            f"max_batch_size {config.max_batch_size} is below batch_size {config.batch_size}"
         )
     if config.batch_size % config.accumulate:
         raise ValueError(
