@@ -23,6 +23,12 @@ class Directions(Protocol):
 
     Attributes:
       dtype: the dtype whose rounding its vectors bear; float64 if they are exact in any.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> picks = fira_jax.basis.Columns().vectors(jnp.array([1, 3]), 4, 2, "float32", None)
+      >>> picks.project(jnp.arange(4.0)[:, None]).tolist()
+      [[1.0], [3.0]]
     """
 
     dtype: Any
@@ -159,7 +165,7 @@ class Subspace:
     Attributes:
       matrix: gradient ``[*batch, m, n]``, in the weight's own orientation, as it came.
       usable: whether it is finite, ``[*batch, 1, 1]``; where not, it counts as zero.
-      basis: :math:`P`, ``[*batch, a, r]``, or the :class:`Directions` it stands for.
+      basis: :math:`P`, ``[*batch, a, r]``, or the :class:`fira_jax.basis.Directions` it stands for.
       raw: :math:`R`, the gradient's coordinates, ``[*batch, r, b]``, at least float32, zero where
         the gradient is not usable.
       raw_energy: :math:`\lVert R_{:,j} \rVert^2`, ``[*batch, 1, b]``.

@@ -137,7 +137,8 @@ def _split(grad: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = jnp.promote_types(grad.dtype, jnp.float32)
     g, w = grad.astype(wide), weight.astype(wide)
     usable = jnp.isfinite(jnp.sum(jnp.square(g), axis=(-2, -1), keepdims=True))
-    g, unit = jnp.where(usable, g, 0), _unit(w)
+    g, norm = jnp.where(usable, g, 0), _norm(w)
+    unit = w / jnp.where(norm > 0, norm, 1)
     along = jnp.sum(g * unit, axis=-2, keepdims=True)
     return (g - along * unit).astype(grad.dtype), along.astype(grad.dtype)
 
@@ -148,17 +149,15 @@ def _step(x: Any, length: Any, weight: Any, view: Any, rate: Any) -> Any:
         return x if isinstance(x, optax.MaskedNode) else (-rate * x).astype(x.dtype)
     wide = jnp.promote_types(weight.dtype, jnp.float32)
     w, d = (view.to_matrix(y).astype(wide) for y in (weight, x))
-    norm, ahead = _norm(w), w - rate * d
-    turned = (norm - rate * length.astype(wide)) * _unit(ahead)
-    step = jnp.where(norm > 0, turned - w, -rate * d)
+    norm, ahead = _norm(w), _norm(w - rate * d)
+    # The new weight less the old one, without the digits that this subtraction would lose.
+    shorter = jnp.sum(rate * d * (2 * w - rate * d), axis=-2, keepdims=True)
+    shorter = shorter / jnp.where(norm > 0, norm + ahead, 1)
+    stretch = (shorter - rate * length.astype(wide)) / jnp.where(ahead > 0, ahead, 1)
+    stretch = jnp.where(ahead > 0, stretch, -1)
+    step = jnp.where(norm > 0, stretch * w - (1 + stretch) * rate * d, -rate * d)
     return view.from_matrix(step.astype(x.dtype))
 
 
 def _norm(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=-2, keepdims=True))
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    """Columns of length one; zero where they have none."""
-    norm = _norm(x)
-    return x / jnp.where(norm > 0, norm, 1)

@@ -12,7 +12,7 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Coordinates:
-    """Coordinate directions, as :class:`fira_jax.subspace.Directions`: products become picks.
+    """Coordinate directions, as :class:`fira_jax.basis.Directions`: products become picks.
 
     Attributes:
       indices: which entries of the compressed side, ``[*batch, r]``, int32.

@@ -12,7 +12,7 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockMeans:
-    r"""Orthonormal indicators of blocks, as :class:`fira_jax.subspace.Directions`.
+    r"""Orthonormal indicators of blocks, as :class:`fira_jax.basis.Directions`.
 
     Direction :math:`i` is :math:`1 / \sqrt k` on the :math:`k` entries of block :math:`i` and zero
     elsewhere. The last blocks are shorter, or empty, where ``count`` does not divide ``size``.

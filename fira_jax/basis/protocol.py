@@ -23,12 +23,14 @@ class Basis(Protocol):
 
     Attributes:
       orthonormal: whether :meth:`vectors` has orthonormal columns.
-      turns: optional, like ``orthonormal`` if missing: whether moments can be carried from one basis
-        to the next by :math:`P_{new}^\top P_{old}` without growing.
+      turns: optional, like ``orthonormal`` if missing: whether moments can be carried from one
+        basis to the next by :math:`P_{new}^\top P_{old}` without growing.
       any_rank: optional, False if missing: whether there can be more vectors than the matrix has
         columns.
       scale_free: optional, True if missing: whether a gradient's size makes no difference to the
         subspace, so that :meth:`find` may be given it at any.
+      whole: optional, False if missing: whether :meth:`find` needs all of a matrix on one device.
+        Those of a model are then dealt out to the devices.
 
     Example:
       >>> import fira_jax

@@ -47,7 +47,7 @@ class Quantized:
       >>> import fira_jax
       >>> basis = fira_jax.basis.Quantized(fira_jax.basis.Svd(), bits=4)
       >>> stored = basis.init(64, 16, "float32")
-      >>> stored.codes.shape, stored.scale.shape
+      >>> stored.codes.shape, stored.spacing.shape
       ((4, 128), (4, 1))
     """
 

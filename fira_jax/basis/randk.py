@@ -15,7 +15,7 @@ from fira_jax.basis.randomized import mixed
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Entries:
-    """In each column coordinate directions of its own, as :class:`fira_jax.subspace.Directions`.
+    """In each column coordinate directions of its own, as :class:`fira_jax.basis.Directions`.
 
     One subset of the compressed side for all columns, turned by a random amount in each: every
     entry of the matrix is as likely as every other, and only the subset is kept.
