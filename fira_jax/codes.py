@@ -78,17 +78,17 @@ def decode_log(codes: jax.Array, scales: jax.Array) -> jax.Array:
 
 
 class Linear(NamedTuple):
-    """Blocks of numbers ``scale * (codes - zero)``.
+    """Blocks of numbers ``spacing * (codes - origin)``.
 
     Attributes:
       codes: uint8 ``[..., size * bits / 8]``; codes of 4 bits are packed two in a byte.
-      scale: float32 ``[..., 1]``, the distance between neighbouring levels.
-      zero: uint8 ``[..., 1]``, the code of 0.
+      spacing: float32 ``[..., 1]``, the distance between neighbouring levels.
+      origin: uint8 ``[..., 1]``, the code of 0.
     """
 
     codes: jax.Array
-    scale: jax.Array
-    zero: jax.Array
+    spacing: jax.Array
+    origin: jax.Array
 
 
 def encode_linear(x: jax.Array, bits: int, random: jax.Array | None = None) -> Linear:
@@ -101,27 +101,30 @@ def encode_linear(x: jax.Array, bits: int, random: jax.Array | None = None) -> L
       x: numbers.
       bits: 8 or 4.
       random: random bits of its shape to round up or down at random, right on average, rather
-        than to the nearest. The scale is then one of four in an octave: values that are encoded
-        again and again, and hardly change, meet the same levels and stay where they are. Were it
-        to follow their range exactly, each time would spread all of them anew.
+        than to the nearest. The spacing is then 4, 5, 6 or 7 times a power of two: values that are
+        encoded again and again, and hardly change, meet the same levels and, being exact multiples,
+        stay where they are. Were it to follow their range, each time would spread all of them anew.
     """
     x = x.astype(jnp.float32)
     top = 2**bits - 1
     low, high = (reach(x, axis=-1, keepdims=True, initial=0.0) for reach in (jnp.min, jnp.max))
     if random is None:
-        scale = _unless_zero((high - low) / top)
-        zero = jnp.round(-low / scale)
-        levels = jnp.round(x / scale)
+        spacing = _unless_zero((high - low) / top)
+        origin = jnp.round(-low / spacing)
+        levels = jnp.round(x / spacing)
     else:
         # One level less, so that neither end is cut off, which would not be right on average.
-        scale = jnp.exp2(jnp.ceil(4 * jnp.log2(_unless_zero((high - low) / (top - 1)))) / 4)
-        zero = jnp.ceil(-low / scale)
-        levels = jnp.floor(x / scale + uniform(random))
-    codes = jnp.clip(levels + zero, 0, top).astype(jnp.uint8)
+        part, power = jnp.frexp(_unless_zero((high - low) / (top - 1)))
+        spacing = jnp.ldexp(jnp.ceil(8 * part) / 8, power)
+        origin = jnp.ceil(-low / spacing)
+        # The remainder is exact, whatever the division is: a number on a level must not leave it.
+        nearest = jnp.round(x / spacing)
+        levels = nearest + jnp.floor((x - nearest * spacing) / spacing + uniform(random))
+    codes = jnp.clip(levels + origin, 0, top).astype(jnp.uint8)
     if bits == 4:
         first, second = jnp.split(codes, 2, axis=-1)
         codes = first | second << 4
-    return Linear(codes, scale, zero.astype(jnp.uint8))
+    return Linear(codes, spacing, origin.astype(jnp.uint8))
 
 
 def decode_linear(stored: Linear, bits: int) -> jax.Array:
@@ -129,8 +132,8 @@ def decode_linear(stored: Linear, bits: int) -> jax.Array:
     codes = stored.codes
     if bits == 4:
         codes = jnp.concatenate([codes & 15, codes >> 4], axis=-1)
-    return stored.scale * (codes.astype(jnp.float32) - stored.zero.astype(jnp.float32))
+    return stored.spacing * (codes.astype(jnp.float32) - stored.origin.astype(jnp.float32))
 
 
-def _unless_zero(scale: jax.Array) -> jax.Array:
-    return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, 1)
+def _unless_zero(spacing: jax.Array) -> jax.Array:
+    return jnp.where(spacing >= jnp.finfo(spacing.dtype).tiny, spacing, 1)

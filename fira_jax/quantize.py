@@ -122,7 +122,9 @@ def quantize_state(
         return unblocks(values, codes.shape[-1])
 
     def init(params: Params) -> QuantizedState:
-        return encode(inner.init(unbox(params)), jnp.zeros([], jnp.int32))
+        # Behind a barrier: the compiler would fold the codes of all these zeros, for minutes.
+        state = jax.lax.optimization_barrier(inner.init(unbox(params)))
+        return encode(state, jnp.zeros([], jnp.int32))
 
     def update(
         updates: optax.Updates,
@@ -132,10 +134,13 @@ def quantize_state(
     ) -> tuple[optax.Updates, QuantizedState]:
         before = jax.tree.map(decode, state.codes, state.scales, is_leaf=_is_masked)
         new, after = inner.update(updates, before, params, **extra_args)
-        # A transformation that computes in the dtype of its state has done so in float32.
-        new, _ = map_leaves(
-            lambda x, y: (x.astype(y.dtype) if isinstance(x, jax.Array) else x, y), new, updates
-        )
+
+        def restore(x: Any, given: Any) -> tuple[Any, Any]:
+            """In its dtype again: what computes in the dtype of its state has used float32."""
+            arrays = hasattr(x, "dtype") and hasattr(given, "dtype")
+            return x.astype(given.dtype) if arrays else x, given
+
+        new, _ = map_leaves(restore, new, updates)
         return new, encode(after, optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -19,25 +19,25 @@ from fira_jax.subspace import Params, path_name, require_same_leaves, unbox
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedWeight:
-    """One weight in 8 bits; neighbours along its last axis share a scale.
+    """One weight in 8 bits; neighbours along its last axis share a spacing of their levels.
 
     Attributes:
       codes: uint8 of the weight's shape.
-      scale: float32 ``[..., groups]``.
-      zero: uint8 ``[..., groups]``, the code of 0.
-      group: how many neighbours share a scale.
+      spacing: float32 ``[..., groups]``, the distance between neighbouring levels.
+      origin: uint8 ``[..., groups]``, the code of 0.
+      group: how many neighbours share a spacing.
       dtype: the weight's dtype.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
       >>> weight = fira_jax.quantize_weights({"w": jnp.ones((64, 512))})["w"]
-      >>> weight.codes.dtype, weight.codes.shape, weight.scale.shape
+      >>> weight.codes.dtype, weight.codes.shape, weight.spacing.shape
       (dtype('uint8'), (64, 512), (64, 2))
     """
 
     codes: jax.Array
-    scale: jax.Array
-    zero: jax.Array
+    spacing: jax.Array
+    origin: jax.Array
     group: int = dataclasses.field(metadata={"static": True})
     dtype: np.dtype = dataclasses.field(metadata={"static": True})
 
@@ -54,7 +54,7 @@ def quantize_weights(
 
     Args:
       params: parameters.
-      group: how many neighbours along the last axis share a scale.
+      group: how many neighbours along the last axis share a spacing.
       min_size: parameters of fewer numbers stay as they are.
       mask: a tree of bools like ``params``, or a callable that makes one: which parameters to
         store so. None for all floating-point ones of two or more dimensions.
@@ -86,7 +86,7 @@ def quantize_weights(
 
     References:
       Zhang et al., `Q-GaLore <https://arxiv.org/abs/2407.08296>`_, 2024. Deviation from the
-      released code: scales are those of four to an octave, so that weights whose update is zero
+      released code: spacings are of four kinds to an octave, so that weights whose update is zero
       stay what they are; there, every step rounds all of them anew.
     """
     if group < 1:
@@ -170,12 +170,12 @@ def apply_quantized_updates(
 def _encode(x: jax.Array, group: int, dtype: np.dtype, random: jax.Array) -> QuantizedWeight:
     stored = encode_linear(blocks(x, group), 8, blocks(random, group))
     codes = unblocks(stored.codes, x.shape[-1])
-    return QuantizedWeight(codes, stored.scale[..., 0], stored.zero[..., 0], group, dtype)
+    return QuantizedWeight(codes, stored.spacing[..., 0], stored.origin[..., 0], group, dtype)
 
 
 def _decode(x: QuantizedWeight) -> jax.Array:
     codes = blocks(x.codes, x.group)
-    values = decode_linear(Linear(codes, x.scale[..., None], x.zero[..., None]), 8)
+    values = decode_linear(Linear(codes, x.spacing[..., None], x.origin[..., None]), 8)
     return unblocks(values, x.codes.shape[-1])
 
 

@@ -55,8 +55,8 @@ class Split(NamedTuple):
         a, b = (self.m, self.n) if view.compress_input else (self.n, self.m)
         own = shape[len(self.batch) :]
         inside: list[Axes] = [()] * len(own)
-        if len(own) == 2 and basis and own[0] == view.compressed_size:
-            inside = [a + b, ()]
+        if len(own) == 2 and basis and (own[0] == view.compressed_size or own[1] != view.long_size):
+            inside = [a + b, ()]  # by the rows of the basis, or by groups of them
         elif len(own) == 2 and not basis and own[1] == view.long_size:
             inside = [(), b + a]
         return [*self.batch[: len(shape)], *inside]
