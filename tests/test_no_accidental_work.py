@@ -84,7 +84,7 @@ def instructions_outside_conditionals(hlo: str) -> list[str]:
 
 
 @pytest.mark.parametrize("basis", ["svd", "randomized", "dct"])
-@pytest.mark.parametrize("refresh", ["fixed", "staggered"])
+@pytest.mark.parametrize("refresh", ["fixed", "staggered", "lazy"])
 def test_factorisations_stand_behind_a_conditional_in_the_jaxpr(basis, refresh):
     tx = fira_jax.fira(0.1, 4, basis=basis, refresh=refresh, **EVERY_MATRIX)
     state = jax.eval_shape(tx.init, PARAMS)
