@@ -23,7 +23,11 @@ def rotate(x_BxLxHxC: jax.Array, rope: Rope) -> jax.Array:
 
 
 def causal_attention(
-    q_BxLxHxC: jax.Array, k_BxLxKxC: jax.Array, v_BxLxKxC: jax.Array, blocks: int = 2
+    q_BxLxHxC: jax.Array,
+    k_BxLxKxC: jax.Array,
+    v_BxLxKxC: jax.Array,
+    blocks: int = 2,
+    remat: bool = False,
 ) -> jax.Array:
     """Softmax attention in which no position sees a later one.
 
@@ -36,6 +40,7 @@ def causal_attention(
         k_BxLxKxC: Rotated keys; each is shared by H/K consecutive query heads.
         v_BxLxKxC: Values.
         blocks: Number of query blocks.
+        remat: Recompute each block's scores in the backward pass instead of keeping them all.
 
     Returns:
         Mixed values [B, L, H, C].
@@ -46,16 +51,19 @@ def causal_attention(
     k_BxKx1xCxL = k_BxLxKxC.transpose(0, 2, 3, 1)[:, :, None]
     v_BxKx1xLxC = v_BxLxKxC.transpose(0, 2, 1, 3)[:, :, None]
     size = -(-L // blocks)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, start: int) -> jax.Array:
+        scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+        visible = np.tri(*scores.shape[-2:], start, dtype=bool)
+        weights = jax.nn.softmax(jnp.where(visible, scores * C**-0.5, -jnp.inf))
+        return jnp.matmul(weights.astype(v.dtype), v)
+
+    if remat:
+        attend = jax.checkpoint(attend, static_argnums=3)
     mixed = []
     for start in range(0, L, size):
         end = min(start + size, L)
-        scores = jnp.matmul(
-            q_BxKxGxLxC[..., start:end, :],
-            k_BxKx1xCxL[..., :end],
-            preferred_element_type=jnp.float32,
-        )
-        visible = np.tri(end - start, end, start, dtype=bool)
-        weights = jax.nn.softmax(jnp.where(visible, scores * C**-0.5, -jnp.inf))
-        mixed.append(jnp.matmul(weights.astype(v_BxLxKxC.dtype), v_BxKx1xLxC[..., :end, :]))
+        q, k, v = q_BxKxGxLxC[..., start:end, :], k_BxKx1xCxL[..., :end], v_BxKx1xLxC[..., :end, :]
+        mixed.append(attend(q, k, v, start))
     mixed_BxKxGxLxC = jnp.concatenate(mixed, axis=-2)
     return mixed_BxKxGxLxC.transpose(0, 3, 1, 2, 4).reshape(B, L, H, C)

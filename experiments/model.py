@@ -203,6 +203,7 @@ class Attention(nnx.Module):
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         D, C = config.hidden_size, config.head_dim
         self.head_dim = C
+        self.remat = config.remat
         self.q = _kernel(config, rngs, D, config.num_heads * C)
         self.k = _kernel(config, rngs, D, config.num_kv_heads * C)
         self.v = _kernel(config, rngs, D, config.num_kv_heads * C)
@@ -214,7 +215,9 @@ class Attention(nnx.Module):
         q_BxLxHxC = rotate(_matmul(x_BxLxD, self.q).reshape(B, L, -1, self.head_dim), rope)
         k_BxLxKxC = rotate(_matmul(x_BxLxD, self.k).reshape(B, L, -1, self.head_dim), rope)
         v_BxLxKxC = _matmul(x_BxLxD, self.v).reshape(B, L, -1, self.head_dim)
-        mixed_BxLxHxC = causal_attention(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC)
+        # Scores take memory in proportion to L²; 256 queries at a time keep it to L.
+        blocks = -(-L // 256) if self.remat else 2
+        mixed_BxLxHxC = causal_attention(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, blocks, self.remat)
         return _matmul(mixed_BxLxHxC.reshape(B, L, -1), self.o)
 
 

@@ -1,0 +1,249 @@
+"""Whether one training step fits a chip, by the chip's own compiler and without the chip.
+
+    pip install libtpu                                   # for TPUs
+    pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12    # for GPUs
+    python -m benchmarks.fits --model llama_7b --topology v5e:1x1 --rank 64 --seq-len 2048 --batch 1
+    python -m benchmarks.fits --table
+
+Compiles the whole step ahead of time: forward, backward, update and refresh are one program, in
+bfloat16, optimizer state included, with every matrix projected, embedding and head too. The last
+line is JSON: what the compiler says the program needs. Nothing is run, no time is measured or
+claimed. ``--table`` compiles every row of ``ROWS`` in a process of its own, shows a table and
+writes docs/results/fits.json as it goes; a rerun adds what is missing.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.tpu_refresh import ENVIRONMENT
+
+RESULT = Path("docs/results/fits.json")
+GPU_TARGETS = Path(__file__).parent / "gpu_targets"
+GIB = 2**30
+# What a program may use of a TPU's memory, as its compiler says when a program needs more.
+TPU_MEMORY_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
+METHODS = ("fira", "galore", "apollo_mini", "adamw")
+# (model, topology, further options): the smallest first, so that something stands there soon.
+ROWS = [
+    ("llama_7b", "rtx4090", "--batch 1"),
+    ("llama_7b", "rtx4090", "--batch 2"),
+    ("llama_7b", "rtx4090", "--batch 1 --ordinary"),
+    ("llama_7b", "rtx4080", "--batch 1"),
+    ("llama_7b", "h100", "--batch 1 --method adamw"),
+    ("llama_7b", "v5e:1x1", "--batch 1"),
+    ("llama_7b", "v5e:1x1", "--batch 2"),
+    ("llama_7b", "v5e:1x1", "--batch 1 --method adamw"),
+    ("llama_7b", "v5e:1x1", "--batch 1 --method apollo_mini"),
+    ("llama_7b", "v5e:1x1", "--batch 1 --ordinary"),
+    ("llama_13b", "v6e:1x1", "--batch 1"),
+    ("llama_7b", "v6e:1x1", "--batch 1 --rank 1024"),
+    ("llama_7b", "v5e:1x1", "--batch 1 --method galore"),
+]
+
+
+def device_of(topology: str) -> tuple[Any, float]:
+    """One device of a chip that is not there, and its memory in GiB."""
+    from jax.experimental import topologies  # noqa: PLC0415  # after ENVIRONMENT is set
+
+    target = GPU_TARGETS / f"{topology}.txtpb"
+    if target.exists():
+        text = target.read_text()
+        described = topologies.get_topology_desc(
+            platform="cuda", target_config=text, topology="1x1x1"
+        )
+        memory = re.search(r"device_memory_size: (\d+)", text)
+        assert memory is not None
+        return described.devices[0], int(memory[1]) / GIB
+    chip, _, shape = topology.partition(":")
+    if chip not in TPU_MEMORY_GIB:
+        cards = sorted(path.stem for path in GPU_TARGETS.glob("*.txtpb"))
+        raise ValueError(
+            f"unknown topology {topology!r}: expected one of {', '.join(cards)}, or a TPU such as "
+            f"v5e:1x1 (known chips: {', '.join(TPU_MEMORY_GIB)})"
+        )
+    bounds = [*map(int, shape.split("x")), 1, 1][:3]
+    described = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology, chips_per_host_bounds=bounds
+    )
+    return described.devices[0], TPU_MEMORY_GIB[chip]
+
+
+def build_optimizer(method: str, rank: int) -> Any:
+    """The method with every matrix projected, embedding and head included."""
+    import optax  # noqa: PLC0415
+
+    import fira_jax  # noqa: PLC0415
+
+    if method == "adamw":
+        return optax.adamw(1e-3)
+    matrices = fira_jax.match_paths(("attn", "mlp", "embedding", "head"))
+    options = {"weight_dimension_numbers": matrices}
+    if method == "apollo_mini":
+        return fira_jax.apollo_mini(1e-3, **options)
+    return getattr(fira_jax, method)(1e-3, rank=rank, **options)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Compiles the step and reads the compiler's analysis."""
+    import jax  # noqa: PLC0415
+    import jax.numpy as jnp  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+    from flax import nnx  # noqa: PLC0415
+
+    import fira_jax  # noqa: PLC0415
+    from experiments.layerwise import llama_parts  # noqa: PLC0415
+    from experiments.model import Llama  # noqa: PLC0415
+    from experiments.model_configs import load_model_config  # noqa: PLC0415
+    from experiments.step import make_init, make_train_step  # noqa: PLC0415
+
+    device, memory_gib = device_of(args.topology)
+    config = dataclasses.replace(
+        load_model_config(args.model)[0],
+        dtype=jnp.bfloat16,
+        param_dtype=jnp.bfloat16,
+        max_sequence_length=args.seq_len,
+        remat=True,
+    )
+    tx = build_optimizer(args.method, args.rank)
+    where = jax.sharding.NamedSharding(
+        jax.sharding.Mesh(np.array([device]), ("chip",)), jax.sharding.PartitionSpec()
+    )
+
+    def there(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+    tokens = there(jax.ShapeDtypeStruct((args.batch, args.seq_len + 1), jnp.int32))
+    if args.ordinary:
+        graphdef, init_state = make_init(config, tx, seed=0)
+        train_state = jax.eval_shape(init_state)
+        params, state = train_state.params, train_state.opt_state
+        step = make_train_step(graphdef, tx, lambda _: 1e-3, args.micro_batches)
+        lowered = step.lower(there(train_state), tokens)
+    else:
+        init, layerwise_step = fira_jax.layerwise(
+            tx, **llama_parts(config)._asdict(), micro_batches=args.micro_batches
+        )
+        params = jax.eval_shape(
+            lambda: nnx.to_pure_dict(nnx.state(Llama(config, rngs=nnx.Rngs(0))))
+        )
+        state = jax.eval_shape(init, params)
+        step = jax.jit(layerwise_step, donate_argnums=(0, 1))
+        lowered = step.lower(there(params), there(state), tokens)
+
+    def gib(tree: Any) -> float:
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / GIB
+
+    result = {
+        "weights_gib": round(gib(params), 3),
+        "state_gib": round(gib(state), 3),
+        "memory_gib": round(memory_gib, 2),
+        "tokens_per_step": args.batch * args.seq_len,
+    }
+    print(f"compiling for {device.device_kind} ...", file=sys.stderr, flush=True)
+    began = time.perf_counter()
+    try:
+        sizes = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        # The TPU compiler refuses a program that does not fit, and says what it would need.
+        needed = re.search(r"(?:Used |temporaries \()([\d.]+)([GM])", str(error))
+        if needed is None:
+            raise
+        peak = float(needed[1]) / (1 if needed[2] == "G" else 1024)
+        temp = peak - result["weights_gib"] - result["state_gib"]
+    else:
+        kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        temp = (sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes) / GIB
+        peak = kept / GIB + temp
+    return {
+        "fits": bool(peak <= memory_gib),
+        "peak_gib": round(peak, 2),
+        **result,
+        "temp_gib": round(temp, 3),
+        "compile_s": round(time.perf_counter() - began, 1),
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = described.add_argument
+    add("--model", default="llama_7b", help="a name in experiments/configs, or a yaml")
+    add("--topology", default="v5e:1x1", help="v5e:1x1, v6e:1x1 ... or a card in gpu_targets")
+    add("--method", choices=METHODS, default="fira")
+    add("--rank", type=int, default=64)
+    add("--seq-len", type=int, default=2048)
+    add("--batch", type=int, default=1)
+    add("--micro-batches", type=int, default=1, help="pieces of the batch within a layer")
+    add("--ordinary", action="store_true", help="the ordinary step instead of the layerwise one")
+    add("--table", action="store_true", help="all rows, into docs/results/fits.json")
+    add("--limit", type=float, default=3600, help="seconds for one row of the table")
+    return described
+
+
+def compile_table(limit: float) -> None:
+    """Compiles the rows that are missing, each in a process of its own, and shows them all."""
+    from experiments.metrics import write_atomically  # noqa: PLC0415
+
+    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    names = ("model", "topology", "method", "rank", "step", "tokens_per_step", "micro_batches")
+    for model, topology, further in ROWS:
+        command = ["--model", model, "--topology", topology, *further.split()]
+        args = parser().parse_args(command)
+        key = {
+            "model": args.model,
+            "topology": args.topology,
+            "method": args.method,
+            "rank": {"adamw": None, "apollo_mini": 1}.get(args.method, args.rank),
+            "step": "ordinary" if args.ordinary else "layerwise",
+            "tokens_per_step": args.batch * args.seq_len,
+            "micro_batches": args.micro_batches,
+        }
+        if any(all(row[name] == key[name] for name in names) for row in rows):
+            continue
+        print("compiling", *command, flush=True)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.fits", *command],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                timeout=limit,
+            )
+        except subprocess.TimeoutExpired:
+            print(f"not within {limit:.0f} s", flush=True)
+            continue
+        rows.append(key | json.loads(done.stdout.splitlines()[-1]))
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(RESULT, json.dumps({"rows": rows}, indent=1) + "\n")
+
+    shown = (*names[:-1], "fits", "peak_gib", "memory_gib", "state_gib", "compile_s")
+    table = Table(*(name.replace("_", " ") for name in shown))
+    for row in rows:
+        table.add_row(*("-" if row[name] is None else str(row[name]) for name in shown))
+    Console().print(table)
+
+
+def main() -> None:
+    args = parser().parse_args()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if args.table:
+        compile_table(args.limit)
+    else:
+        print(json.dumps(measure(args)))
+
+
+if __name__ == "__main__":
+    main()

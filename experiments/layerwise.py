@@ -1,0 +1,58 @@
+"""LLaMA as the three functions that ``fira_jax.layerwise`` asks for."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import fira_jax
+from experiments.attention import rope_table
+from experiments.model import Layer, LlamaConfig, RMSNorm
+
+Params = dict[str, Any]
+
+
+class Parts(NamedTuple):
+    """A model cut where its layers begin and end; keywords of ``fira_jax.layerwise``."""
+
+    embed: Callable[[Params, jax.Array], jax.Array]
+    block: Callable[[Params, jax.Array], jax.Array]
+    head_loss: Callable[[Params, jax.Array, jax.Array], jax.Array]
+
+
+def llama_parts(config: LlamaConfig, chunk_size: int = 4096) -> Parts:
+    """Cuts a LLaMA into embedding, layer and loss.
+
+    The loss is that of ``experiments.model.loss``, without all logits in memory.
+
+    Example:
+        >>> config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,
+        ...                      num_layers=2, num_heads=4, max_sequence_length=16)
+        >>> tx = fira_jax.fira(1e-2, rank=8)
+        >>> init, step = fira_jax.layerwise(tx, **llama_parts(config)._asdict())
+
+    Args:
+        config: The model. ``config.remat`` saves memory within a layer too.
+        chunk_size: Columns of the vocabulary whose logits exist at once.
+
+    Returns:
+        Functions over the parameters as ``nnx.to_pure_dict`` gives them and tokens [B, L+1].
+    """
+    layer_def = nnx.graphdef(nnx.eval_shape(lambda: Layer(config, rngs=nnx.Rngs(0))))
+    norm_def = nnx.graphdef(nnx.eval_shape(lambda: RMSNorm(config)))
+
+    def embed(outer: Params, tokens: jax.Array) -> jax.Array:
+        return jnp.take(outer["embedding"], tokens[:, :-1], axis=0).astype(config.dtype)
+
+    def block(layer: Params, x_BxLxD: jax.Array) -> jax.Array:
+        rope = rope_table(x_BxLxD.shape[1], config.head_dim, config.rope_theta)
+        return nnx.merge(layer_def, layer)(x_BxLxD, rope)
+
+    def head_loss(outer: Params, x_BxLxD: jax.Array, tokens: jax.Array) -> jax.Array:
+        x_BxLxD = nnx.merge(norm_def, outer["final_norm"])(x_BxLxD)
+        head = outer["embedding"].T if config.tie_embeddings else outer["head"]
+        return fira_jax.chunked_cross_entropy(x_BxLxD, head, tokens[:, 1:], chunk_size).mean()
+
+    return Parts(embed, block, head_loss)
