@@ -19,12 +19,16 @@ EVERY_MATRIX = {"weight_dimension_numbers": MuonDimensionNumbers(-2, -1)}
 
 @dataclasses.dataclass(frozen=True)
 class Axis(fira_jax.basis.Svd):
-    """Two coordinate directions: the one that carries most of the gradient, then the next."""
+    """Two coordinate directions: the one that carries most of the gradient, then the next.
+
+    With the gradient's sign, whatever it is.
+    """
 
     def find(self, grad, stored, rank, key):
         largest = jnp.argmax(jnp.sum(jnp.square(grad), axis=1))
         places = (largest + jnp.arange(rank)) % len(grad)
-        return jax.nn.one_hot(places, len(grad), axis=0, dtype=stored.dtype)
+        sign = jnp.where(jnp.sum(grad[largest]) < 0, -1, 1)
+        return (sign * jax.nn.one_hot(places, len(grad), axis=0)).astype(stored.dtype)
 
 
 def follow(low_rank, grads):
