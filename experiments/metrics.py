@@ -92,7 +92,7 @@ class ProgressLine:
 
     def __init__(self, start: int, steps: int, tokens_per_step: int, every: float = 5.0):
         self._console = Console()
-        self._steps, self._tokens, self._every = steps, tokens_per_step, every
+        self._steps, self.tokens_per_step, self._every = steps, tokens_per_step, every
         self._last: tuple[int, float] | None = None  # step and time of the last line
         self._rate = 0.0  # steps a second since
         self._bar = Progress(
@@ -142,4 +142,4 @@ class ProgressLine:
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def _numbers(self, loss: float) -> str:
-        return f"loss {loss:.4f}  {self._rate * self._tokens:,.0f} tokens/s"
+        return f"loss {loss:.4f}  {self._rate * self.tokens_per_step:,.0f} tokens/s"

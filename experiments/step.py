@@ -46,6 +46,7 @@ def make_train_step(
     schedule: optax.Schedule,
     accumulate: int,
     state_shardings: Any = None,
+    adaptive: int | None = None,
 ) -> Any:
     """One update on ``tokens [batch, seq_len + 1]``, jitted, its state donated.
 
@@ -53,30 +54,44 @@ def make_train_step(
 
     With ``accumulate`` > 1 the batch is cut into that many micro-batches whose gradients are
     summed in a scan, so that only one micro-batch's activations exist at a time.
+
+    With ``adaptive`` the batch may hold any multiple of so many sequences, cut into as many times
+    ``accumulate`` micro-batches, and the optimizer is told how far their gradients spread.
     """
 
     def loss_and_grads(params: Any, tokens_BxL: jax.Array) -> tuple[jax.Array, Any]:
         return jax.value_and_grad(lambda p: loss(nnx.merge(graphdef, p), tokens_BxL))(params)
 
-    def mean_over_micro_batches(params: Any, tokens_BxL: jax.Array) -> tuple[jax.Array, Any]:
-        micro_AxBxL = tokens_BxL.reshape(accumulate, -1, tokens_BxL.shape[-1])
+    def mean_over_micro_batches(
+        params: Any, tokens_BxL: jax.Array
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
+        count = accumulate * (len(tokens_BxL) // adaptive if adaptive else 1)
+        micro_AxBxL = tokens_BxL.reshape(count, -1, tokens_BxL.shape[-1])
         micro_AxBxL = split_rows(micro_AxBxL, axis=1)
 
-        def add(total: Any, tokens_BxL: jax.Array) -> tuple[Any, None]:
+        def add(total: Any, tokens_BxL: jax.Array) -> tuple[Any, jax.Array | None]:
             # Summed in float32: in bfloat16 the eighth micro-batch would lose its last three bits.
             parts = loss_and_grads(params, tokens_BxL)
-            return jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, parts), None
+            total = jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, parts)
+            return total, fira_jax.squared_norm(parts[1]) if adaptive else None
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (jnp.float32(0), params))
-        (total_loss, total), _ = jax.lax.scan(add, zeros, micro_AxBxL)
-        grads = jax.tree.map(lambda t, p: (t / accumulate).astype(p.dtype), total, params)
-        return total_loss / accumulate, grads
+        (total_loss, total), squared_norms = jax.lax.scan(add, zeros, micro_AxBxL)
+        grads = jax.tree.map(lambda t, p: (t / count).astype(p.dtype), total, params)
+        return total_loss / count, grads, squared_norms
 
     def train_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradient = loss_and_grads if accumulate == 1 else mean_over_micro_batches
-        train_loss, grads = gradient(state.params, tokens)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        values = {
+        told, values = {}, {}
+        if accumulate == 1:
+            train_loss, grads = loss_and_grads(state.params, tokens)
+        else:
+            train_loss, grads, squared_norms = mean_over_micro_batches(state.params, tokens)
+            if squared_norms is not None:
+                each = len(tokens) // len(squared_norms)
+                told = {"gradient_variance": fira_jax.gradient_variance(squared_norms, grads, each)}
+                values = {"batch_size": jnp.int32(len(tokens))}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **told)
+        values |= {
             "train_loss": train_loss,
             "lr": jnp.asarray(schedule(state.step)),
             "grad_norm": optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads)),

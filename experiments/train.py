@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 import fira_jax
 from experiments import data
+from experiments.adaptive_batch import batches_per_update, next_rows
 from experiments.checkpoint import Checkpoints
 from experiments.config import FREE_KEYS, PretrainConfig, claim
 from experiments.mesh import first_process_first, is_first_process, make_mesh, put_batch
@@ -99,18 +100,24 @@ def _train(
         state, seconds = jax.jit(init_state, out_shardings=shardings)(), 0.0
     stop = min(config.steps, config.stop_after or config.steps)
 
-    train_step = make_train_step(graphdef, optimizer, schedule, config.accumulate, shardings)
+    train_step = make_train_step(
+        graphdef,
+        optimizer,
+        schedule,
+        config.accumulate,
+        shardings,
+        adaptive=config.batch_size if config.adaptive_batch else None,
+    )
     evaluate = make_evaluate(graphdef)
-    tokens_per_step = config.batch_size * config.seq_len
     log = MetricsLog(directory, start) if is_first_process() else NoLog()
     with (
         closing(batches),
         closing(checkpoints),
         closing(log),
-        ProgressLine(start, config.steps, tokens_per_step) as line,
+        ProgressLine(start, config.steps, config.batch_size * config.seq_len) as line,
     ):
         report = DelayedReport(log, line)
-        if start < stop:
+        if start < stop and not config.adaptive_batch:  # whose batches have several sizes
             line.say("compiling the update ...")
             began = time.perf_counter()
             example = put_batch(np.zeros((config.batch_size, config.seq_len + 1), np.int32), mesh)
@@ -118,7 +125,9 @@ def _train(
             line.say(f"compiled in {time.perf_counter() - began:.1f} s")
         began = time.perf_counter()
         for step in range(start + 1, stop + 1):
-            state, values = train_step(state, put_batch(next(batches)["tokens"], mesh))
+            rows = next_rows(batches, batches_per_update(config, state.opt_state))
+            line.tokens_per_step = len(rows) * config.seq_len
+            state, values = train_step(state, put_batch(rows, mesh))
             report.submit(step, values)
             evaluate_now = step % config.eval_every == 0 or step == config.steps
             save_now = step % config.checkpoint_every == 0 or step == stop
@@ -141,7 +150,9 @@ def _train(
 
     if not is_first_process():
         return {}
-    last = read_metrics(directory / "metrics.jsonl")[-1]
+    records = read_metrics(directory / "metrics.jsonl")
+    last = records[-1]
+    sequences = sum(record.get("batch_size", config.batch_size) for record in records)
     if last["eval_loss"] is None:
         raise DivergedError("the run ended with a validation loss that is NaN or infinite")
     summary = {
@@ -149,7 +160,7 @@ def _train(
         "eval_loss": last["eval_loss"],
         "perplexity": last["perplexity"],
         "bits_per_byte": last["eval_loss"] / math.log(2) / tokens.bytes_per_token,
-        "tokens_per_second": tokens_per_step * config.steps / seconds,
+        "tokens_per_second": sequences * config.seq_len / seconds,
         "parameters": model_config.parameter_count,
         "optimizer_state_bytes": tree_bytes(abstract_state.opt_state),
     }

@@ -16,7 +16,7 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import train
+from experiments import model, train
 from experiments.config import PretrainConfig, parse
 from experiments.metrics import MetricsLog, ProgressLine, read_metrics
 from experiments.model_configs import load_model_config
@@ -290,3 +290,61 @@ def test_log_drops_what_comes_after_the_checkpoint(tmp_path):
     assert path.read_text() == '{"step": 1, "x": 0.1}\n'
     with pytest.raises(ValueError, match="holds 1 of the 2 steps"):
         MetricsLog(tmp_path, after_step=2)
+
+
+ADAPTIVE = (
+    "--adaptive-batch=0.3",
+    "--accumulate=2",
+    "--max-batch-size=40",
+    "--steps=8",
+    "--optimizer=adamw",
+)
+
+
+def test_adaptive_batches_grow_and_resume_exactly(tiny):
+    """The batch size is part of the state: a run in two parts takes the same batches."""
+    tiny.finish("grown", *ADAPTIVE, "--checkpoint-every=4")
+    sizes = [record["batch_size"] for record in read_metrics(tiny.folder / "grown/metrics.jsonl")]
+    assert sizes[0] == 8
+    assert sizes == sorted(sizes)
+    assert max(sizes) == 32  # the largest power of two times 8 within the maximum
+    tiny.finish("parts", *ADAPTIVE, "--checkpoint-every=4", f"--stop-after={sizes.index(32)}")
+    tiny.finish("parts", *ADAPTIVE, "--checkpoint-every=4")
+    parts = [(tiny.folder / name / "metrics.jsonl").read_text() for name in ("grown", "parts")]
+    assert parts[0] == parts[1]
+
+
+def test_the_variance_that_the_norm_test_sees_is_that_of_sequences(tiny):
+    config = parse([*tiny.flags, *ADAPTIVE])
+
+    def remember(updates, state, params=None, *, gradient_variance):
+        return updates, gradient_variance
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda _: jnp.float32(0), remember)
+    architecture = train.resolve_model(config)
+    graphdef, init_state = make_init(architecture, optimizer, seed=0)
+    state = init_state()
+    tokens = jax.random.randint(jax.random.key(0), (16, 33), 0, architecture.vocab_size)
+    schedule = optax.constant_schedule(1.0)
+    step = make_train_step(graphdef, optimizer, schedule, accumulate=8, adaptive=8)
+    seen = step(jax.tree.map(jnp.copy, state), tokens)[0].opt_state
+
+    def one(params, sequence):
+        return model.loss(nnx.merge(graphdef, params), sequence[None])
+
+    grads = jax.vmap(jax.grad(one), in_axes=(None, 0))(state.params, tokens)
+    flat = np.concatenate([np.asarray(g).reshape(16, -1) for g in jax.tree.leaves(grads)], axis=1)
+    np.testing.assert_allclose(seen, flat.var(axis=0, ddof=1).sum(), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--adaptive-batch=0.3",), "set accumulate to at least 2"),
+        (("--adaptive-batch=-1",), "must not be negative, got -1"),
+        ((*ADAPTIVE[:2], "--max-batch-size=4"), "max_batch_size 4 is below batch_size 8"),
+    ],
+)
+def test_wrong_settings_of_adaptive_batches_are_named(tiny, flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse([*tiny.flags, *flags])
