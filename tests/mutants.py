@@ -398,14 +398,7 @@ MUTANTS = [
         "refresh.py",
         "usable = jnp.isfinite(largest) & (largest",
         "usable = ~jnp.isnan(largest) & (largest",
-        (LIMITER,),
-    ),
-    Mutant(
-        "subnormal gradient factorised",
-        "refresh.py",
-        "largest >= jnp.finfo(largest.dtype).tiny",
-        "largest > 0",
-        (BASIS,),
+        (REFRESH,),
     ),
     Mutant(
         "the basis's own rounding taken for a residual",

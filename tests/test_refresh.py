@@ -35,7 +35,7 @@ def changes(low_rank: fira_jax.LowRank, grads: dict[str, np.ndarray]) -> dict[st
 
 def tree(steps: int) -> dict[str, np.ndarray]:
     """Leaves that share a canonical shape in every way: sides, stacks before and after singles."""
-    shapes = {"a": (6, 4), "b": (3, 4, 6), "c": (4, 6), "d": (2, 6, 4), "e": (4, 6), "f": (5, 5)}
+    shapes = {"a": (2, 4, 6), "b": (3, 6, 4), "c": (4, 6), "d": (6, 4), "e": (4, 6), "f": (5, 5)}
     return {name: normal(i, steps, *s) for i, (name, s) in enumerate(shapes.items())}
 
 
@@ -92,3 +92,15 @@ def test_each_gradient_meets_its_own_basis():
             short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
             left = np.linalg.svd(short)[0][:, :2]
             np.testing.assert_allclose(np.abs(np.sum(left * basis, axis=0)), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("basis", ["svd", "randomized"])
+@pytest.mark.parametrize("entry", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_cannot_be_factorised_keeps_its_basis(basis, entry):
+    project = fira_jax.low_rank_project(fira_jax.LowRank(2, basis=basis, **EVERY_MATRIX))
+    grads = {"w": normal(0, 2, 4, 6)}
+    grads["w"][1, 2, 3] = entry
+    before = project.init(grads)
+    _, after = jax.jit(project.update)(grads, before)
+    assert (after.bases["w"][0] != before.bases["w"][0]).any()
+    np.testing.assert_array_equal(after.bases["w"][1], before.bases["w"][1])
