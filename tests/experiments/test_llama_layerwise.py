@@ -21,12 +21,11 @@ CONFIG = LlamaConfig(
 )
 
 
-def test_ten_steps_layer_by_layer_are_ten_ordinary_steps():
+def test_steps_layer_by_layer_are_ordinary_steps():
     graphdef, params = nnx.split(Llama(CONFIG, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(params)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, (10, 3, 9)))
-    matrices = fira_jax.match_paths(("attn", "mlp", "head"))
-    tx = fira_jax.galore(0.01, 4, 3, basis="svd", weight_dimension_numbers=matrices)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, (3, 3, 9)))
+    tx = optax.sgd(0.5)  # shows every gradient as it is, whatever its size
     init, step = fira_jax.layerwise(tx, **llama_parts(CONFIG, chunk_size=10)._asdict())
 
     def layerwise(carry, tokens):
@@ -47,6 +46,5 @@ def test_ten_steps_layer_by_layer_are_ten_ordinary_steps():
 
     (ours, our_losses), (theirs, their_losses) = both(params, tokens)
     np.testing.assert_allclose(our_losses, their_losses, rtol=1e-5)
-    assert their_losses[-1] != their_losses[0]
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-3 * float(jnp.max(jnp.abs(b))))
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.max(jnp.abs(b))))
