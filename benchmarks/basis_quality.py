@@ -74,7 +74,9 @@ def captured(basis: fira_jax.basis.Basis, stack: jax.Array, rank: int) -> tuple[
         stored = basis.init(grad.shape[0], rank, grad.dtype)
         assert stored is not None
         stored = basis.find(grad / jnp.abs(grad).max(), stored, rank, key)
-        return basis.vectors(stored, grad.shape[0], rank, grad.dtype, key)
+        vectors = basis.vectors(stored, grad.shape[0], rank, grad.dtype, key)
+        assert isinstance(vectors, jax.Array)
+        return vectors
 
     jax.block_until_ready(find(stack[0]))
     begin = time.perf_counter()

@@ -88,7 +88,7 @@ def build_optimizer(method: str, rank: int) -> Any:
     if method == "adamw":
         return optax.adamw(1e-3)
     matrices = fira_jax.match_paths(("attn", "mlp", "embedding", "head"))
-    options = {"weight_dimension_numbers": matrices}
+    options: dict[str, Any] = {"weight_dimension_numbers": matrices}
     if method == "apollo_mini":
         return fira_jax.apollo_mini(1e-3, **options)
     return getattr(fira_jax, method)(1e-3, rank=rank, **options)

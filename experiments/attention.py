@@ -54,7 +54,8 @@ def causal_attention(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, start: int) -> jax.Array:
         scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-        visible = np.tri(*scores.shape[-2:], start, dtype=bool)
+        queries, keys = scores.shape[-2:]
+        visible = np.tri(queries, keys, start, dtype=bool)
         weights = jax.nn.softmax(jnp.where(visible, scores * C**-0.5, -jnp.inf))
         return jnp.matmul(weights.astype(v.dtype), v)
 

@@ -77,6 +77,7 @@ def m_fac(config: PretrainConfig, schedule: optax.Schedule) -> optax.GradientTra
 OPTIMIZERS: dict[str, Builder] = {
     "adamw": adamw,
     "fira": low_rank(fira_jax.fira),
+    "fira_paper": low_rank(fira_jax.fira, form="paper"),
     "galore": low_rank(fira_jax.galore),
     "galore2": low_rank(fira_jax.galore2),
     "lotus": low_rank(fira_jax.lotus, keep=["update_proj_gap"]),

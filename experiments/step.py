@@ -111,7 +111,7 @@ def make_state_shardings(
     """How a state, given abstractly, is spread over the devices of ``mesh``."""
     params = param_shardings(mesh, state.params)
     return TrainState(
-        NamedSharding(mesh, PartitionSpec()),
+        NamedSharding(mesh, PartitionSpec()),  # type: ignore[arg-type]  # in an array's place
         params,
         fira_jax.state_shardings(optimizer, state.params, params),
     )

@@ -57,7 +57,7 @@ def _forward(
     wanted = targets.reshape(-1, 1)
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
-    def add(carry: tuple[jax.Array, ...], i: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    def add(carry: Any, i: jax.Array) -> tuple[Any, None]:
         largest, total, found = carry
         _, columns, fresh, logits = _slice(rows, head, i, chunk_size)
         new = jnp.maximum(largest, jnp.max(logits, axis=1, keepdims=True))
@@ -81,7 +81,7 @@ def _backward(chunk_size: int, kept: Any, d_losses: jax.Array) -> tuple[Any, ...
     weights = d_losses.reshape(-1, 1)
     wide = log_total.dtype
 
-    def write(carry: tuple[jax.Array, ...], i: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    def write(carry: Any, i: jax.Array) -> tuple[Any, None]:
         d_rows, d_head = carry
         start, columns, fresh, logits = _slice(rows, head, i, chunk_size)
         d_logits = weights * (jnp.exp(logits - log_total) - (columns == wanted))

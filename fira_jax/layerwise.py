@@ -160,7 +160,8 @@ def layerwise(
 
             def measure(carry: Any, scanned: Any) -> tuple[Any, None]:
                 dx, energy = carry
-                layer_grads, dx = block_vjp(*scanned, dx)
+                layer, x = scanned
+                layer_grads, dx = block_vjp(layer, x, dx)
                 return (dx, energy + _energy(layer_grads)), None
 
             (dx_0, energy), _ = jax.lax.scan(

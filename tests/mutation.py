@@ -47,7 +47,8 @@ def run_tests(scratch: Path, tests: tuple[str, ...], timeout: float) -> tuple[bo
         return False, f"nothing within {timeout:.0f} s"
     if done.returncode == 0:
         return True, ""
-    failed = re.search(r"^(?:FAILED|ERROR) (?:[^\s:]*/)?(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    line = r"^(?:FAILED|ERROR) (?:[^\s:]*/)?(.+?)(?: - .*)?$"
+    failed = re.search(line, done.stdout, re.MULTILINE)
     if failed is None:
         raise RuntimeError(f"pytest did not run:\n{done.stdout}\n{done.stderr}")
     return False, failed.group(1)

@@ -72,7 +72,7 @@ def test_objects_of_the_wrong_kind():
         LowRank(basis=fira_jax.basis.Svd)  # the class, not an object
     with pytest.raises(TypeError, match="basis must be a name"):
         LowRank(basis=3)
-    with pytest.raises(TypeError, match="refresh must be a name, a callable or .*Rule, got 3"):
+    with pytest.raises(TypeError, match=r"refresh must be a name, a callable or .*Rule, got 3"):
         LowRank(refresh=3)
     with pytest.raises(
         ValueError, match="bias_correction must be one of 'outside', 'inside', 'none'"
