@@ -16,8 +16,6 @@ class Svd:
 
     What GaLore and Fira use. Meant for parity with them and for small matrices: the cost is
     :math:`O(a b \min(a, b))` with a large constant, and compilers for accelerators handle it badly.
-    On several devices each factorises matrices of its own, if the mesh is known (``jax.set_mesh``,
-    or explicit axes); otherwise all of them factorise all.
 
     Example:
       >>> import fira_jax
@@ -26,11 +24,6 @@ class Svd:
     """
 
     orthonormal = True
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of a matrix must be on one device; not for kinds that find otherwise."""
-        return type(self).find is Svd.find
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: D102
         return coordinate_vectors(a, rank, dtype)
