@@ -36,6 +36,7 @@ OTHER_SUBSPACES = {
     "adarankgrad": {"rank": 8, "basis": Adaptive(of=Svd())},
     "ldadam": {"rank": 8, "basis": PowerIteration(start=Svd())},
     "subtrack": {"rank": 8},
+    "q_galore": {"rank": 8, "basis": "svd"},
 }
 OTHER_RESIDUALS = {
     "apollo": {"rank": 8},

@@ -225,7 +225,7 @@ def test_q_galore_is_the_paper_with_ever_rarer_refreshes():
     grads = steady_gradients(steps)
     expected, refreshes = reference_q_galore(grads, gap=2, bits=8, group=256, **settings)
     assert refreshes == [0, 2, 4, 6, 8, 10, 12, 16, 32]
-    tx = fira_jax.q_galore(0.01, 4, 2, 0.25, basis="svd", bits=8)
+    tx = fira_jax.q_galore(0.01, 4, 2, 0.25, basis=Quantized(fira_jax.basis.Svd(), bits=8))
     updates, state = run(tx, grads, jnp.zeros((8, 24)))
     walked = np.cumsum(np.asarray(updates, np.float64), axis=0)
     for t in range(steps):

@@ -27,10 +27,7 @@ def q_galore(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    bits: int = 4,
-    group: int = 256,
-    block_size: int = 256,
-    min_size: int = 4096,
+    min_size: int | None = None,
     rounding: Literal["stochastic", "nearest"] = "stochastic",
     basis: str | bases.Basis = "randomized",
     side: Literal["short", "long"] = "short",
@@ -69,12 +66,10 @@ def q_galore(
       b1: Adam's decay of the first moment.
       b2: Adam's decay of the second moment; the authors' scripts set 0.95.
       eps: Adam's :math:`\epsilon`.
-      bits: of the basis, 4 or 8.
-      group: entries of the basis that share a scale.
-      block_size: neighbours in a moment that share a scale.
-      min_size: moments of fewer numbers stay in float32, as in bitsandbytes.
+      min_size: moments of fewer numbers stay in float32; None for 4,096, like bitsandbytes. Static.
       rounding: of the moments, see :func:`fira_jax.quantize_state`.
-      basis: what is quantized, see :class:`fira_jax.LowRank`; the authors use ``"svd"``.
+      basis: what is stored in 4 bits, see :class:`fira_jax.LowRank`; the authors use ``"svd"``. A
+        :class:`fira_jax.basis.Quantized` is taken as it is, for other bits and groups.
       side: see :class:`fira_jax.LowRank`.
       refresh: see :class:`fira_jax.LowRank`; ``fira_jax.rules.Lazy`` takes the threshold, the
         length of the queue and the factor of the gap.
@@ -99,11 +94,12 @@ def q_galore(
       :class:`fira_jax.basis.Quantized`, :class:`fira_jax.rules.Lazy` and
       :func:`fira_jax.quantize_state` name.
     """
+    basis = bases.resolve(basis)
     low_rank = LowRank(
         rank,
         update_proj_gap,
         scale,
-        basis=bases.Quantized(bases.resolve(basis), bits, group),
+        basis=basis if isinstance(basis, bases.Quantized) else bases.Quantized(basis),
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
         seed=seed,
@@ -113,11 +109,11 @@ def q_galore(
         inner = scale_by_adam_in_subspace(low_rank, b1, b2, eps, bias_correction="inside")
     else:
         inner = in_subspace(low_rank, base_optimizer)
+    # Not a number by default, since optax.inject_hyperparams would trace it.
+    smallest = 4096 if min_size is None else min_size
     return optax.chain(
         low_rank_project(low_rank),
-        quantize_state(
-            inner, block_size=block_size, min_size=min_size, rounding=rounding, seed=seed
-        ),
+        quantize_state(inner, min_size=smallest, rounding=rounding, seed=seed),
         project_back(),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
