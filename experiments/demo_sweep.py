@@ -1,12 +1,14 @@
 """Learning rates for the demo, found for every optimizer by the same rule.
 
-    python -m experiments.demo_sweep    # about ten runs, 20 minutes on two idle cores
+    python -m experiments.demo_sweep              # about a dozen runs, half an hour on two cores
+    python -m experiments.demo_sweep --rank 32    # the same at another rank
 
 From 0.01 in steps of a factor 2, always downhill, until both neighbours of the best learning rate
-end with a higher validation loss. Writes docs/results/demo_sweep.json; started again, it reuses
-the finished runs.
+end with a higher validation loss. Writes docs/results/demo_sweep.json (with the rank in its name if
+that is not the demo's); started again, it reuses the finished runs.
 """
 
+import argparse
 import json
 import math
 from collections.abc import Callable
@@ -23,12 +25,17 @@ RUNS = Path("runs/demo_sweep")
 
 def main() -> None:
     """Searches for every optimizer's learning rate and records all that was tried."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rank", type=int, default=SETTINGS["rank"], help="of GaLore and Fira")
+    rank = parser.parse_args().rank
+    output = SWEEP if rank == SETTINGS["rank"] else SWEEP.with_stem(f"{SWEEP.stem}_rank{rank}")
+    settings = SETTINGS | {"rank": rank}
     runs = {}
     for name in OPTIMIZERS:
-        losses = search(partial(final_loss, name))
+        losses = search(partial(final_loss, name, rank))
         runs[name] = [{"lr": lr, "eval_loss": loss} for lr, loss in sorted(losses.items())]
-        SWEEP.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(SWEEP, json.dumps({"settings": SETTINGS, "runs": runs}, indent=2) + "\n")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, json.dumps({"settings": settings, "runs": runs}, indent=2) + "\n")
 
 
 def search(loss_at: Callable[[float], float], start: float = START) -> dict[float, float]:
@@ -51,11 +58,12 @@ def search(loss_at: Callable[[float], float], start: float = START) -> dict[floa
         best = lowest
 
 
-def final_loss(optimizer: str, lr: float) -> float:
-    """Final validation loss of the demo's run at another learning rate; infinite if it diverges."""
-    print(f"{optimizer}, learning rate {lr:g}")
+def final_loss(optimizer: str, rank: int, lr: float) -> float:
+    """Final validation loss of the demo's run at other settings; infinite if it diverges."""
+    print(f"{optimizer}, rank {rank}, learning rate {lr:g}")
+    directory = RUNS / f"rank{rank}" / f"{optimizer}-{lr:g}"
     try:
-        return train.run(run_config(optimizer, lr, RUNS / f"{optimizer}-{lr:g}"))["eval_loss"]
+        return train.run(run_config(optimizer, lr, directory, rank=rank))["eval_loss"]
     except train.DivergedError as error:
         print(error)
         return math.inf
