@@ -231,7 +231,8 @@ def test_what_is_kept_for_the_backward_pass():
 
         # The backward pass is a function whose leaves are the arrays that it holds on to.
         leaves = jax.tree.leaves(jax.eval_shape(backward_pass, params))
-        return Counter(leaf.shape for leaf in leaves)
+        # Masks are constants; they differ because attention is cut into other blocks.
+        return Counter(leaf.shape for leaf in leaves if leaf.dtype != bool)
 
     usual, remat = kept_shapes(remat=False), kept_shapes(remat=True)
     layer_inputs = [shape for shape in remat if shape[0] == CONFIG.num_layers and len(shape) > 3]
