@@ -166,15 +166,19 @@ def _refresh_alike(
 
         def refresh_one(args: tuple[Any, ...]) -> Any:
             stack, index, old, is_due = args
-            grad = jax.lax.switch(stack, pick, index)
-            grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
-            largest = jnp.max(jnp.abs(grad))
-            # One over a subnormal number is infinite.
-            usable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
-            unit = largest if getattr(basis, "scale_free", True) else 1
-            return jax.lax.cond(
-                is_due & usable, lambda: basis.find(grad / unit, old, rank, key), lambda: old
-            )
+
+            def find_if_usable() -> Any:
+                grad = jax.lax.switch(stack, pick, index)
+                grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
+                largest = jnp.max(jnp.abs(grad))
+                # One over a subnormal number is infinite.
+                usable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
+                unit = largest if getattr(basis, "scale_free", True) else 1
+                return jax.lax.cond(
+                    usable, lambda: basis.find(grad / unit, old, rank, key), lambda: old
+                )
+
+            return jax.lax.cond(is_due, find_if_usable, lambda: old)
 
         found = jax.lax.map(
             refresh_one,

@@ -417,8 +417,8 @@ MUTANTS = [
     Mutant(
         "refresh when none is due",
         "refresh.py",
-        "is_due & usable, lambda: basis.find",
-        "usable, lambda: basis.find",
+        "jax.lax.cond(is_due, find_if_usable",
+        "jax.lax.cond(True, find_if_usable",
         (REFRESH,),
     ),
     Mutant(
