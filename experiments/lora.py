@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from fira_jax.low_rank import require_choice
+from fira_jax.checks import require_choice
 
 
 class Frozen(nnx.Variable):

@@ -5,6 +5,7 @@ from fira_jax import rules as rules
 from fira_jax.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
 from fira_jax.describe import Description as Description
 from fira_jax.describe import describe as describe
+from fira_jax.dimension_numbers import match_paths as match_paths
 from fira_jax.equalise import EqualiseResidualState as EqualiseResidualState
 from fira_jax.equalise import equalise_residual as equalise_residual
 from fira_jax.factored import ProjFactorState as ProjFactorState
@@ -18,7 +19,6 @@ from fira_jax.layerwise import layerwise as layerwise
 from fira_jax.limiter import NormGrowthLimitState as NormGrowthLimitState
 from fira_jax.limiter import norm_growth_limit as norm_growth_limit
 from fira_jax.low_rank import LowRank as LowRank
-from fira_jax.low_rank import match_paths as match_paths
 from fira_jax.matrices import OnMatricesState as OnMatricesState
 from fira_jax.matrices import on_matrices as on_matrices
 from fira_jax.methods.adadagrad import AdaGradNormState as AdaGradNormState

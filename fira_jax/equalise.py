@@ -11,7 +11,7 @@ import optax
 from fira_jax.explicit import on_any_mesh
 from fira_jax.low_rank import LowRank
 from fira_jax.residual import residual_energy
-from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, unbox
+from fira_jax.subspace import MatrixView, Params, Subspace, map_leaves
 
 
 class EqualiseResidualState(NamedTuple):
@@ -63,16 +63,11 @@ def equalise_residual(
     """
 
     def init(params: Params) -> EqualiseResidualState:
-        plan = iter(low_rank.leaves(params))
+        def zeros(view: MatrixView, dtype: Any) -> jax.Array:
+            shape = (*view.batch_shape, 1, view.long_size)
+            return jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32))
 
-        def zeros(_: Any) -> Any:
-            leaf = next(plan)
-            if leaf is None or leaf.view is None:
-                return optax.MaskedNode()
-            shape = (*leaf.view.batch_shape, 1, leaf.view.long_size)
-            return jnp.zeros(shape, jnp.promote_types(leaf.dtype, jnp.float32))
-
-        return EqualiseResidualState(jax.tree.map(zeros, unbox(params), is_leaf=is_leaf))
+        return EqualiseResidualState(low_rank.for_each_matrix(params, zeros))
 
     def update(
         updates: optax.Updates,

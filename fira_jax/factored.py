@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.checks import require_float_dtype
 from fira_jax.explicit import on_any_mesh
-from fira_jax.low_rank import LowRank, require_float_dtype
+from fira_jax.low_rank import LowRank
 from fira_jax.moments import coordinates_like, one_minus_power
 from fira_jax.subspace import (
     MatrixView,
@@ -19,7 +20,6 @@ from fira_jax.subspace import (
     column_energy,
     is_leaf,
     map_leaves,
-    unbox,
 )
 
 
@@ -95,22 +95,14 @@ def project_back_by_factors(
         require_float_dtype("mu_dtype", mu_dtype)
 
     def init(params: Params) -> ProjFactorState:
-        plan = low_rank.leaves(params)
+        def zeros(length: Callable[[MatrixView], int]) -> Any:
+            def one(view: MatrixView, dtype: Any) -> jax.Array:
+                batch = [view.shape[i] for i in view.batch_axes]
+                return jnp.zeros((*batch, length(view)), jnp.promote_types(dtype, jnp.float32))
 
-        def for_each(length: Callable[[MatrixView], int]) -> Any:
-            remaining = iter(plan)
+            return low_rank.for_each_matrix(params, one)
 
-            def zeros(_: Any) -> Any:
-                leaf = next(remaining)
-                if leaf is None or leaf.view is None:
-                    return optax.MaskedNode()
-                wide = jnp.promote_types(leaf.dtype, jnp.float32)
-                batch = [leaf.shape[i] for i in leaf.view.batch_axes]
-                return jnp.zeros((*batch, length(leaf.view)), wide)
-
-            return jax.tree.map(zeros, unbox(params), is_leaf=is_leaf)
-
-        rows = for_each(lambda view: view.compressed_size * view.pieces)
+        rows = zeros(lambda view: view.compressed_size * view.pieces)
         mu = jax.tree.map(
             lambda row, x: row if isinstance(row, optax.MaskedNode) else x,
             rows,
@@ -118,7 +110,7 @@ def project_back_by_factors(
             is_leaf=is_leaf,
         )
         return ProjFactorState(
-            jnp.zeros([], jnp.int32), mu, rows, for_each(lambda view: view.long_size)
+            jnp.zeros([], jnp.int32), mu, rows, zeros(lambda view: view.long_size)
         )
 
     def update(

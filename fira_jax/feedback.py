@@ -17,7 +17,6 @@ from fira_jax.subspace import (
     map_leaves,
     require_same_leaves,
     require_same_shape,
-    unbox,
 )
 
 
@@ -71,15 +70,7 @@ def low_rank_project_with_feedback(
     project = low_rank_project(low_rank)
 
     def init(params: Params) -> LowRankFeedbackState:
-        plan = iter(low_rank.leaves(params))
-
-        def nothing(_: Any) -> Any:
-            leaf = next(plan)
-            if leaf is None or leaf.view is None:
-                return optax.MaskedNode()
-            return jnp.zeros(leaf.shape, leaf.dtype)
-
-        error = jax.tree.map(nothing, unbox(params), is_leaf=is_leaf)
+        error = low_rank.for_each_matrix(params, lambda view, dtype: jnp.zeros(view.shape, dtype))
         return LowRankFeedbackState(project.init(params), error)
 
     def update(

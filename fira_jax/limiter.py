@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.checks import require_choice
 from fira_jax.explicit import on_any_mesh
-from fira_jax.low_rank import LowRank, require_choice
+from fira_jax.low_rank import LowRank
 from fira_jax.residual import residual_norm
-from fira_jax.subspace import Params, Subspace, column_energy, is_leaf, map_leaves, unbox
+from fira_jax.subspace import MatrixView, Params, Subspace, column_energy, map_leaves
 
 
 class NormGrowthLimitState(NamedTuple):
@@ -73,15 +74,10 @@ def norm_growth_limit(
         raise ValueError(f"gamma must be at least 1, got {gamma}")
 
     def init(params: Params) -> NormGrowthLimitState:
-        plan = iter(low_rank.leaves(params))
+        def unset(view: MatrixView, dtype: Any) -> jax.Array:
+            return jnp.zeros(view.batch_shape, jnp.promote_types(dtype, jnp.float32))
 
-        def unset(_: Any) -> Any:
-            leaf = next(plan)
-            if leaf is None or leaf.view is None:
-                return optax.MaskedNode()
-            return jnp.zeros(leaf.view.batch_shape, jnp.promote_types(leaf.dtype, jnp.float32))
-
-        return NormGrowthLimitState(jax.tree.map(unset, unbox(params), is_leaf=is_leaf))
+        return NormGrowthLimitState(low_rank.for_each_matrix(params, unset))
 
     def update(
         updates: optax.Updates,

@@ -9,8 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.low_rank import Leaf, decide, warn_if_nothing_is_projected
-from fira_jax.subspace import MatrixView, Params, is_leaf, require_same_leaves, unbox
+from fira_jax.plan import Leaf, decide, warn_if_nothing_is_projected
+from fira_jax.subspace import (
+    MatrixView,
+    Params,
+    finite_entries,
+    is_leaf,
+    require_same_leaves,
+    unbox,
+)
 
 
 class OnMatricesState(NamedTuple):
@@ -72,7 +79,7 @@ def on_matrices(
         **extra_args: Any,
     ) -> tuple[optax.Updates, OnMatricesState]:
         plan = decide(updates, weight_dimension_numbers, "short", rank=0)
-        matrices, others = _split(updates, plan, _usable_matrix, _usable_entries)
+        matrices, others = _split(updates, plan, _usable_matrix, finite_entries)
         weights, other_weights = None, None
         if params is not None:
             weights, other_weights = _split(params, plan, MatrixView.to_matrix, lambda x: x)
@@ -118,9 +125,3 @@ def _usable_matrix(view: MatrixView, grad: jax.Array) -> jax.Array:
     matrix = view.to_matrix(grad)
     finite = jnp.all(jnp.isfinite(matrix), axis=(-1, -2), keepdims=True)
     return jnp.where(finite, matrix, 0)
-
-
-def _usable_entries(grad: jax.Array) -> jax.Array:
-    """The gradient with zeros where its square would not be finite."""
-    wide = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
-    return jnp.where(jnp.isfinite(wide * wide), grad, 0)

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fira_jax.checks import require_choice, require_float_dtype
 from fira_jax.explicit import on_any_mesh
-from fira_jax.low_rank import LowRank, require_choice, require_float_dtype
-from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, require_same_shape, unbox
+from fira_jax.low_rank import LowRank
+from fira_jax.plan import Leaf
+from fira_jax.subspace import Params, Subspace, map_leaves, require_same_shape, unbox
 
 
 class AdamInSubspaceState(NamedTuple):
@@ -228,18 +230,16 @@ def coordinates_like(
       params: parameters, arrays or abstract.
       dtype: dtype of the zeros; None for each parameter's own.
     """
-    plan = iter(low_rank.leaves(params))
 
-    def zeros(x: Any) -> Any:
-        leaf = next(plan)
-        if leaf is None or 0 in x.shape:
-            return optax.MaskedNode()
+    def zeros(leaf: Leaf) -> jax.Array | None:
         shape = leaf.shape
+        if 0 in shape:
+            return None
         if leaf.view is not None:
             shape = (*leaf.view.batch_shape, leaf.view.rank, leaf.view.long_size)
         return jnp.zeros(shape, dtype or leaf.dtype)
 
-    return jax.tree.map(zeros, unbox(params), is_leaf=is_leaf)
+    return low_rank.for_each(params, zeros)
 
 
 def one_minus_power(decay: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:

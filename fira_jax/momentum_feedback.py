@@ -12,7 +12,7 @@ from fira_jax.explicit import on_any_mesh
 from fira_jax.low_rank import LowRank
 from fira_jax.moments import AdamInSubspaceState, scale_by_adam_in_subspace
 from fira_jax.project import LowRankProjectState, low_rank_project
-from fira_jax.subspace import Params, Subspace, is_leaf, unbox
+from fira_jax.subspace import Params, Subspace, is_leaf
 
 
 class MomentumFeedbackState(NamedTuple):
@@ -111,15 +111,9 @@ def momentum_feedback(
     def init(params: Params) -> MomentumFeedbackState:
         error: Any = ()
         if error_feedback:
-            plan = iter(low_rank.leaves(params))
-
-            def zeros(_: Any) -> Any:
-                leaf = next(plan)
-                if leaf is None or leaf.view is None:
-                    return optax.MaskedNode()
-                return jnp.zeros(leaf.shape, leaf.dtype)
-
-            error = jax.tree.map(zeros, unbox(params), is_leaf=is_leaf)
+            error = low_rank.for_each_matrix(
+                params, lambda view, dtype: jnp.zeros(view.shape, dtype)
+            )
         return MomentumFeedbackState(project.init(params), adam.init(params), error)
 
     def update(

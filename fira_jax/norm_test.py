@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.low_rank import require_count
+from fira_jax.checks import require_count
 from fira_jax.subspace import Params
 
 

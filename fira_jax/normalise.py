@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.low_rank import require_choice
+from fira_jax.checks import require_choice
 from fira_jax.subspace import map_leaves, stateless
 
 Normalisation = Callable[[jax.Array], jax.Array]

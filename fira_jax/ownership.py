@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from fira_jax.low_rank import Leaf, recording
+from fira_jax.plan import Leaf, recording
 from fira_jax.subspace import Params, is_leaf, path_name, unbox
 
 

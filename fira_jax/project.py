@@ -14,7 +14,8 @@ import optax
 from fira_jax import basis as bases
 from fira_jax import refresh as refreshes
 from fira_jax.explicit import on_any_mesh
-from fira_jax.low_rank import Leaf, LowRank, warn_if_nothing_is_projected
+from fira_jax.low_rank import LowRank
+from fira_jax.plan import Leaf, warn_if_nothing_is_projected
 from fira_jax.residual import residual
 from fira_jax.rules import Rule
 from fira_jax.subspace import (
@@ -22,12 +23,12 @@ from fira_jax.subspace import (
     Params,
     Subspace,
     column_energy,
+    finite_entries,
     is_leaf,
     map_leaves,
     require_same_leaves,
     require_same_shape,
     stateless,
-    unbox,
 )
 
 
@@ -88,18 +89,7 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
     gap = low_rank.update_proj_gap
 
     def init(params: Params) -> LowRankProjectState:
-        plan = low_rank.leaves(params)
-        warn_if_nothing_is_projected(plan)
-
-        def for_each(make: Callable[[MatrixView, Any], Any]) -> Any:
-            remaining = iter(plan)
-
-            def one(_: Any) -> Any:
-                leaf = next(remaining)
-                made = make(leaf.view, leaf.dtype) if leaf and leaf.view else None
-                return optax.MaskedNode() if made is None else made
-
-            return jax.tree.map(one, unbox(params), is_leaf=is_leaf)
+        warn_if_nothing_is_projected(low_rank.leaves(params))
 
         def stored(view: MatrixView, dtype: Any) -> Any:
             one = basis.init(view.compressed_size, view.rank, low_rank.basis_dtype or dtype)
@@ -107,9 +97,9 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
                 raise ValueError(f"refresh={rule!r} needs a basis that is stored, got {basis!r}")
             return jax.tree.map(lambda x: jnp.tile(x, (*view.batch_shape, *(1,) * x.ndim)), one)
 
-        count, bases_now = jnp.zeros([], jnp.int32), for_each(stored)
-        memory = for_each(rule.init) if isinstance(rule, Rule) else ()
-        return LowRankProjectState(count, bases_now, memory)
+        bases_now = low_rank.for_each_matrix(params, stored)
+        memory = low_rank.for_each_matrix(params, rule.init) if isinstance(rule, Rule) else ()
+        return LowRankProjectState(jnp.zeros([], jnp.int32), bases_now, memory)
 
     def update(
         updates: optax.Updates,
@@ -150,7 +140,7 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
             key,
         )
 
-        leaves = [x if isinstance(x, optax.MaskedNode) else _finite_entries(x) for x in leaves]
+        leaves = [x if isinstance(x, optax.MaskedNode) else finite_entries(x) for x in leaves]
         for (i, view), new, is_due in zip(views.items(), bases_now, due, strict=True):
             node, old = _node(low_rank, view, matrices[i], stored[i], new, refreshed, key)
             observe = getattr(basis, "observe", lambda stored, _: stored)
@@ -329,9 +319,3 @@ def _node(
         residual_map=None,
     )
     return node, before
-
-
-def _finite_entries(grad: jax.Array) -> jax.Array:
-    """The gradient with zeros where its square would not be finite."""
-    wide = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
-    return jnp.where(jnp.isfinite(wide * wide), grad, 0)

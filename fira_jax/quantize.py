@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.checks import require_choice
 from fira_jax.codes import blocks, decode_log, encode_log, unblocks
-from fira_jax.low_rank import require_choice
 from fira_jax.random_bits import random_bits
 from fira_jax.subspace import Params, map_leaves, path_name, unbox
 

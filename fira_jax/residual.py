@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.checks import require_choice
 from fira_jax.explicit import on_any_mesh
-from fira_jax.low_rank import require_choice
 from fira_jax.subspace import Subspace, column_energy, map_leaves, stateless
 
 

@@ -230,6 +230,12 @@ def column_energy(x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(wide), axis=-2, keepdims=True)
 
 
+def finite_entries(grad: jax.Array) -> jax.Array:
+    """The gradient with zeros where its square would not be finite."""
+    wide = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
+    return jnp.where(jnp.isfinite(wide * wide), grad, 0)
+
+
 def is_leaf(x: Any) -> bool:
     """What the transformations treat as one leaf: a node, or a place that holds nothing."""
     return isinstance(x, Subspace | optax.MaskedNode)

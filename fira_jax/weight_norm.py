@@ -70,15 +70,10 @@ def weight_normalised(
     direction, magnitude = (optax.with_extra_args_support(x) for x in (direction, magnitude))
 
     def init(params: Params) -> WeightNormState:
-        plan = iter(low_rank.leaves(params))
-
-        def zeros(x: Any) -> Any:
-            leaf = next(plan)
-            if leaf is None or leaf.view is None:
-                return optax.MaskedNode()
-            return jnp.zeros((*leaf.view.batch_shape, 1, leaf.view.matrix_shape[1]), x.dtype)
-
-        magnitudes = jax.tree.map(zeros, unbox(params), is_leaf=is_leaf)
+        magnitudes = low_rank.for_each_matrix(
+            params,
+            lambda view, dtype: jnp.zeros((*view.batch_shape, 1, view.matrix_shape[1]), dtype),
+        )
         count = jnp.zeros([], jnp.int32)
         return WeightNormState(count, direction.init(params), magnitude.init(magnitudes))
 

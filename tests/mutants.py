@@ -269,8 +269,8 @@ MUTANTS = [
     Mutant(
         "limiter's state in the parameter's dtype",
         "limiter.py",
-        "jnp.promote_types(leaf.dtype, jnp.float32)",
-        "leaf.dtype",
+        "jnp.promote_types(dtype, jnp.float32)",
+        "dtype",
         (PROPERTIES,),
     ),
     # --- in and out of the subspace
@@ -309,7 +309,7 @@ MUTANTS = [
     Mutant(
         "NaN let into parameters that are not projected",
         "project.py",
-        "isinstance(x, optax.MaskedNode) else _finite_entries(x) for x in leaves",
+        "isinstance(x, optax.MaskedNode) else finite_entries(x) for x in leaves",
         "isinstance(x, optax.MaskedNode) else x for x in leaves",
         (LIMITER,),
     ),
@@ -330,32 +330,32 @@ MUTANTS = [
     # --- which weights, which side
     Mutant(
         "long side compressed for the short",
-        "low_rank.py",
+        "plan.py",
         '(m < n) == (side == "short")',
         '(m < n) == (side == "long")',
     ),
     Mutant(
         "square matrices compress the output axis",
-        "low_rank.py",
+        "plan.py",
         "m == n or (m < n)",
         "m != n and (m < n)",
     ),
     Mutant(
         "rank not clipped to the short side",
-        "low_rank.py",
+        "plan.py",
         "rank, a, b if clip else a)",
         "rank, max(a, rank))",
     ),
     Mutant(
         "duplicated axes accepted",
-        "low_rank.py",
+        "plan.py",
         "if len({*reduction, *output}) != len(reduction) + len(output):",
         "if False:",
         (ERRORS,),
     ),
     Mutant(
         "integer parameters accepted",
-        "low_rank.py",
+        "plan.py",
         "if not jnp.issubdtype(x.dtype, jnp.floating):",
         "if not jnp.issubdtype(x.dtype, jnp.number):",
         (ERRORS,),
@@ -634,7 +634,7 @@ MUTANTS = [
     ),
     Mutant(
         "rank of a parameter ignored",
-        "low_rank.py",
+        "plan.py",
         "rank = rank[name]",
         "rank = max(rank.values())",
         ("test_subspace_methods.py",),

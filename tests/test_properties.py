@@ -151,7 +151,7 @@ def test_matrix_view_loses_nothing(sizes, data, side, rank):
     axes = data.draw(st.permutations(range(len(sizes))))
     cut, end = sorted(data.draw(st.sets(st.integers(1, len(sizes)), min_size=2, max_size=2)))
     spec = MuonDimensionNumbers(tuple(axes[:cut]), tuple(axes[cut:end]))
-    view = fira_jax.low_rank.matrix_view("w", sizes, spec, side, rank)
+    view = fira_jax.plan.matrix_view("w", sizes, spec, side, rank)
     x = np.arange(np.prod(sizes)).reshape(sizes)
     matrix = view.to_matrix(x)
     np.testing.assert_array_equal(view.from_matrix(matrix), x)

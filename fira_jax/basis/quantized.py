@@ -69,6 +69,11 @@ class Quantized:
                 f"only a basis that stores its vectors can be quantized, got {self.inner!r}"
             )
 
+    @property
+    def scale_free(self) -> bool:
+        """Whether a gradient's size makes no difference to the inner basis."""
+        return getattr(self.inner, "scale_free", True)
+
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> Linear:  # noqa: D102
         return self._encode(self.inner.init(a, rank, dtype))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.low_rank import require_choice
+from fira_jax.checks import require_choice
 from fira_jax.norm_test import adapt_batch_size, squared_norm
 from fira_jax.subspace import Params
 

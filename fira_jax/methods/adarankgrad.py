@@ -8,8 +8,9 @@ import jax
 import optax
 
 from fira_jax.basis import Adaptive, Basis
-from fira_jax.low_rank import LowRank, Rank, Side
+from fira_jax.low_rank import LowRank
 from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
+from fira_jax.plan import Rank, Side
 from fira_jax.project import low_rank_project, project_back
 from fira_jax.rules import NormDecay
 

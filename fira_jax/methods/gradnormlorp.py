@@ -11,8 +11,9 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from fira_jax.basis import Basis
-from fira_jax.low_rank import LowRank, Side
+from fira_jax.low_rank import LowRank
 from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
+from fira_jax.plan import Side
 from fira_jax.project import low_rank_project, project_back
 from fira_jax.subspace import Params, Subspace, is_leaf, unbox
 from fira_jax.weight_norm import weight_normalised

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import jax
 import optax
 
+from fira_jax.checks import require_choice
 from fira_jax.factors import adjust_lora_gradients, in_product_space
-from fira_jax.low_rank import require_choice
 
 
 def lora_pro(

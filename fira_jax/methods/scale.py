@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from fira_jax.low_rank import match_paths
+from fira_jax.dimension_numbers import match_paths
 from fira_jax.matrices import on_matrices
 from fira_jax.normalise import multi_normalise, unit_rms
 from fira_jax.subspace import Params, is_leaf

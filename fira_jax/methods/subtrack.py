@@ -9,8 +9,9 @@ import optax
 
 from fira_jax.basis import Basis, Grassmann, Svd
 from fira_jax.limiter import norm_growth_limit
-from fira_jax.low_rank import LowRank, Side
+from fira_jax.low_rank import LowRank
 from fira_jax.moments import scale_by_adam_in_subspace
+from fira_jax.plan import Side
 from fira_jax.project import low_rank_project, project_back
 from fira_jax.residual import fira_residual_scale
 

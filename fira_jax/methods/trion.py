@@ -10,7 +10,8 @@ import optax
 
 from fira_jax.basis import Basis
 from fira_jax.feedback import low_rank_project_with_feedback
-from fira_jax.low_rank import LowRank, Side
+from fira_jax.low_rank import LowRank
+from fira_jax.plan import Side
 from fira_jax.project import project_back
 from fira_jax.subspace import Subspace, map_leaves, stateless
 

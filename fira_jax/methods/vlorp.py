@@ -9,8 +9,9 @@ import optax
 
 from fira_jax.basis import Basis
 from fira_jax.factored import project_back_by_factors
-from fira_jax.low_rank import LowRank, Side
+from fira_jax.low_rank import LowRank
 from fira_jax.moments import in_subspace
+from fira_jax.plan import Side
 from fira_jax.project import low_rank_project, project_back
 
 
