@@ -2,17 +2,20 @@
 
     python -m benchmarks.low_precision
 
-Trains llama_1m on real text, byte by byte, from the same first weights over the same batches, with
-optimizer state, bases or weights in fewer bits. Gradients are computed in float32 always, from
-whatever the weights are stored as, so that nothing but their storage differs. Prints a table and
-writes docs/results/low_precision.json after every run; a second call goes on where the first was
-stopped. About a minute a run on two cores.
+Trains llama_1m on real text, byte by byte, with optimizer state, bases or weights in fewer bits,
+beside a run in float32 from the same first weights over the same batches. Gradients are computed in
+float32 always, from whatever the weights are stored as, so that nothing but their storage differs.
+All of it for several seeds, of weights, batches and the basis's sketch: a single pair of runs comes
+apart by more than most of these effects. Prints a table and writes docs/results/low_precision.json
+after every run; a second call goes on where the first was stopped. About a quarter of an hour on
+two cores.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -43,22 +46,24 @@ class Run:
     """One optimizer, with its weights stored in one way.
 
     Attributes:
-      make: builds the optimizer from a learning rate.
+      make: builds the optimizer from a learning rate and a seed.
       lr: peak learning rate.
       weights: how they are stored between two steps.
       beside: the run in float32 with which it is compared; None if it is such a run.
     """
 
-    make: Callable[[optax.Schedule], optax.GradientTransformation]
+    make: Callable[[optax.Schedule, int], optax.GradientTransformation]
     lr: float
     weights: Weights = "float32"
     beside: str | None = None
 
 
-def low_rank(method: Callable[..., Any], **options: Any) -> Callable[[optax.Schedule], Any]:
+def low_rank(method: Callable[..., Any], **options: Any) -> Callable[[optax.Schedule, int], Any]:
     """A method as the papers use it: attention and MLP are projected."""
     choose = fira_jax.match_paths(include=("attn", "mlp"))
-    return lambda lr: method(lr, RANK, GAP, weight_dimension_numbers=choose, **options)
+    return lambda lr, seed: method(
+        lr, RANK, GAP, weight_dimension_numbers=choose, seed=seed, **options
+    )
 
 
 def in_8_bits(rounding: Literal["stochastic", "nearest"] = "stochastic") -> Any:
@@ -66,62 +71,63 @@ def in_8_bits(rounding: Literal["stochastic", "nearest"] = "stochastic") -> Any:
     return fira_jax.quantize_state(optax.scale_by_adam(eps=1e-6), rounding=rounding)
 
 
-def adamw(**options: Any) -> Callable[[optax.Schedule], optax.GradientTransformation]:
+def adamw(**options: Any) -> Callable[[optax.Schedule, int], optax.GradientTransformation]:
     """Full-rank Adam, its state in 8 bits if there are any options."""
     adam = optax.scale_by_adam()
     if options:
         adam = fira_jax.quantize_state(adam, **options)
-    return lambda lr: optax.chain(adam, optax.scale_by_learning_rate(lr))
+    return lambda lr, _: optax.chain(adam, optax.scale_by_learning_rate(lr))
 
 
 FOUR_BITS = fira_jax.basis.Quantized(bits=4)
-FLOAT_ADAM = optax.scale_by_adam(eps=1e-6)
-FIRA = Run(low_rank(fira_jax.fira, base_optimizer=FLOAT_ADAM), 0.003)
-ADAMW = Run(adamw(), 0.0003)
+FIRA = Run(low_rank(fira_jax.fira, base_optimizer=optax.scale_by_adam(eps=1e-6)), 0.01)
+GALORE = Run(low_rank(fira_jax.galore, base_optimizer=optax.scale_by_adam(eps=1e-6)), 0.02)
+ADAMW = Run(adamw(), 0.0025)
+
+
+def beside(name: str, run: Run, **changes: Any) -> Run:
+    """The same with some things changed, to be compared with ``run``."""
+    return dataclasses.replace(run, beside=name, **changes)
+
+
 RUNS: dict[str, Run] = {
     "Fira": FIRA,
-    # How far two runs in float32 come apart that differ in nothing but the sketch's random numbers.
-    "Fira, another seed": Run(
-        low_rank(fira_jax.fira, base_optimizer=FLOAT_ADAM, seed=1), 0.003, beside="Fira"
+    "Fira, moments 8 bits": beside(
+        "Fira", FIRA, make=low_rank(fira_jax.fira, base_optimizer=in_8_bits())
     ),
-    "Fira, moments 8 bits": Run(
-        low_rank(fira_jax.fira, base_optimizer=in_8_bits()), 0.003, beside="Fira"
+    "Fira, moments 8 bits, nearest": beside(
+        "Fira", FIRA, make=low_rank(fira_jax.fira, base_optimizer=in_8_bits("nearest"))
     ),
-    "Fira, moments 8 bits, basis 4": Run(
-        low_rank(fira_jax.fira, base_optimizer=in_8_bits(), basis=FOUR_BITS), 0.003, beside="Fira"
+    "Fira, moments 8 bits, basis 4": beside(
+        "Fira", FIRA, make=low_rank(fira_jax.fira, base_optimizer=in_8_bits(), basis=FOUR_BITS)
     ),
-    "Fira, moments 8 bits, nearest": Run(
-        low_rank(fira_jax.fira, base_optimizer=in_8_bits("nearest")), 0.003, beside="Fira"
-    ),
-    "GaLore": Run(low_rank(fira_jax.galore, base_optimizer=FLOAT_ADAM), 0.003),
-    "Q-GaLore": Run(low_rank(fira_jax.q_galore, eps=1e-6), 0.003, beside="GaLore"),
-    "Q-GaLore, int8 weights": Run(
-        low_rank(fira_jax.q_galore, eps=1e-6), 0.003, "int8, stochastic", beside="GaLore"
+    "Fira, bfloat16 weights": beside("Fira", FIRA, weights="bfloat16"),
+    "Fira, bfloat16 weights, stochastic": beside("Fira", FIRA, weights="bfloat16, stochastic"),
+    "GaLore": GALORE,
+    "Q-GaLore": beside("GaLore", GALORE, make=low_rank(fira_jax.q_galore, eps=1e-6)),
+    "Q-GaLore, int8 weights": beside(
+        "GaLore", GALORE, make=low_rank(fira_jax.q_galore, eps=1e-6), weights="int8, stochastic"
     ),
     "AdamW": ADAMW,
-    "AdamW, moments 8 bits": Run(adamw(rounding="stochastic"), 0.0003, beside="AdamW"),
-    "AdamW, moments 8 bits, nearest": Run(adamw(rounding="nearest"), 0.0003, beside="AdamW"),
-    "AdamW, bfloat16 weights": dataclasses.replace(ADAMW, weights="bfloat16", beside="AdamW"),
-    "AdamW, bfloat16 weights, stochastic": dataclasses.replace(
-        ADAMW, weights="bfloat16, stochastic", beside="AdamW"
-    ),
-    "Fira, bfloat16 weights": dataclasses.replace(FIRA, weights="bfloat16", beside="Fira"),
-    "Fira, bfloat16 weights, stochastic": dataclasses.replace(
-        FIRA, weights="bfloat16, stochastic", beside="Fira"
-    ),
+    "AdamW, moments 8 bits": beside("AdamW", ADAMW, make=adamw(rounding="stochastic")),
+    "AdamW, moments 8 bits, nearest": beside("AdamW", ADAMW, make=adamw(rounding="nearest")),
+    "AdamW, bfloat16 weights": beside("AdamW", ADAMW, weights="bfloat16"),
+    "AdamW, bfloat16 weights, stochastic": beside("AdamW", ADAMW, weights="bfloat16, stochastic"),
 }
 
 
-def train(run: Run, text: data.TokenData, model: LlamaConfig, steps: int, name: str) -> Any:
+def train(
+    run: Run, text: data.TokenData, model: LlamaConfig, steps: int, seed: int, name: str
+) -> dict[str, Any]:
     """Trains from scratch and measures.
 
     Returns:
       Perplexity on validation text, and the bytes of optimizer state and weights.
     """
     schedule = optax.warmup_cosine_decay_schedule(0.0, run.lr, steps // 10, steps, run.lr / 10)
-    optimizer = run.make(schedule)
-    graphdef, init = make_init(model, optimizer, seed=0)
-    stochastic = fira_jax.round_stochastically()
+    optimizer = run.make(schedule, seed)
+    graphdef, init = make_init(model, optimizer, seed)
+    stochastic = fira_jax.round_stochastically(seed)
 
     def store(params: Any) -> Any:
         if run.weights == "int8, stochastic":
@@ -150,7 +156,7 @@ def train(run: Run, text: data.TokenData, model: LlamaConfig, steps: int, name: 
         return optax.apply_updates(weights, updates), state
 
     weights, state = start()
-    batches = text.train(batch_size=8, seed=0)
+    batches = text.train(batch_size=8, seed=seed)
     for count in track(range(steps), description=name):
         tokens = jnp.asarray(next(batches)["tokens"])
         weights, state = step(weights, state, jnp.int32(count), tokens)
@@ -168,12 +174,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seq-len", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=4)
     args = parser.parse_args()
-    settings = {"model": "llama_1m", "batch_size": 8, **vars(args)}
-    found: dict[str, Any] = {}
+    settings = {"model": "llama_1m", "batch_size": 8, "steps": args.steps, "seq_len": args.seq_len}
+    trained: list[dict[str, Any]] = []
     if RESULT.exists():
         before = json.loads(RESULT.read_text())
-        found = before["runs"] if before["settings"] == settings else {}
+        trained = before["trained"] if before["settings"] == settings else []
 
     text = data.load(
         data.DataConfig(
@@ -182,26 +189,54 @@ def main() -> None:
     )
     model, _ = load_model_config("llama_1m")
     model = dataclasses.replace(model, vocab_size=text.vocab_size)
-    for name, run in RUNS.items():
-        if name not in found:
-            row = train(run, text, model, args.steps, name)
-            if run.beside is not None:
-                row["beside"] = run.beside
-                row["drift_percent"] = 100 * (row["perplexity"] / _perplexity(found, run) - 1)
-            found[name] = {"lr": run.lr, "weights": run.weights, **row}
+    for seed in range(args.seeds):
+        for name, run in RUNS.items():
+            if any((row["name"], row["seed"]) == (name, seed) for row in trained):
+                continue
+            row = train(run, text, model, args.steps, seed, f"{name}, seed {seed}")
+            trained.append({"name": name, "seed": seed, "lr": run.lr, **row})
             RESULT.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(RESULT, json.dumps({"settings": settings, "runs": found}, indent=1))
+            results = {"settings": settings, "runs": summary(trained), "trained": trained}
+            write_atomically(RESULT, json.dumps(results, indent=1) + "\n")
 
     table = Table("", "perplexity", "beside float32", "state", "weights")
-    for name, row in found.items():
-        drift = f"{row['drift_percent']:+.2f} %" if "drift_percent" in row else ""
+    for row in summary(trained):
+        drift = ""
+        if row["drift_percent"] is not None:
+            drift = f"{row['drift_percent']:+.2f} %"
+        if row["standard_error"] is not None:
+            drift += f" ± {row['standard_error']:.2f}"
         sizes = (f"{row[key] / 1e6:.2f} MB" for key in ("optimizer_state_bytes", "weights_bytes"))
-        table.add_row(name, f"{row['perplexity']:.3f}", drift, *sizes)
+        table.add_row(row["name"], f"{row['perplexity']:.3f}", drift, *sizes)
     Console().print(table)
 
 
-def _perplexity(found: dict[str, Any], run: Run) -> float:
-    return found[str(run.beside)]["perplexity"]
+def summary(trained: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each kind of run: mean perplexity, and its drift from float32 seed by seed."""
+    perplexities: dict[str, dict[int, float]] = {name: {} for name in RUNS}
+    for row in trained:
+        perplexities[row["name"]][row["seed"]] = row["perplexity"]
+    rows = []
+    for name, run in RUNS.items():
+        ours, theirs = perplexities[name], perplexities[run.beside or name]
+        drifts = [100 * (ours[s] / theirs[s] - 1) for s in ours if s in theirs]
+        if not drifts:
+            continue
+        one = next(row for row in trained if row["name"] == name)
+        error = statistics.stdev(drifts) / len(drifts) ** 0.5 if len(drifts) > 1 else None
+        rows.append(
+            {
+                "name": name,
+                "lr": run.lr,
+                "seeds": len(drifts),
+                "perplexity": statistics.fmean(ours.values()),
+                "drift_percent": statistics.fmean(drifts) if run.beside else None,
+                "standard_error": error if run.beside else None,
+                "optimizer_state_bytes": one["optimizer_state_bytes"],
+                "weights_bytes": one["weights_bytes"],
+            }
+        )
+    return rows
 
 
 if __name__ == "__main__":

@@ -23,12 +23,16 @@ def low_rank(
     """Builds any ``fira_jax`` method from the flags; unset flags keep the method's own default.
 
     So do those in ``keep``, whose flag means something else for this method: ``--scale`` is Fira's
-    factor, ``--update-proj-gap`` the interval of costly refreshes.
+    factor, ``--update-proj-gap`` the interval of costly refreshes. A basis or side in ``keep`` is the
+    method itself, and a flag for it an error.
     """
     parameters = inspect.signature(method).parameters
 
     def build(config: PretrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
         choices = {"basis": config.basis, "side": config.side}
+        for name, choice in choices.items():
+            if choice is not None and name in keep:
+                raise ValueError(f"--{name} {choice}: {config.optimizer} has a {name} of its own")
         flags = {
             "rank": config.rank,
             "update_proj_gap": config.update_proj_gap,
@@ -81,9 +85,9 @@ OPTIMIZERS: dict[str, Builder] = {
     "galore": low_rank(fira_jax.galore),
     "galore2": low_rank(fira_jax.galore2),
     "lotus": low_rank(fira_jax.lotus, keep=["update_proj_gap"]),
-    "adarankgrad": low_rank(fira_jax.adarankgrad),
-    "ldadam": low_rank(fira_jax.ldadam, keep=["update_proj_gap", "scale"]),
-    "subtrack": low_rank(fira_jax.subtrack),
+    "adarankgrad": low_rank(fira_jax.adarankgrad, keep=["basis"]),
+    "ldadam": low_rank(fira_jax.ldadam, keep=["update_proj_gap", "scale", "basis"]),
+    "subtrack": low_rank(fira_jax.subtrack, keep=["basis"]),
     "q_galore": low_rank(fira_jax.q_galore),
     "apollo": low_rank(fira_jax.apollo, keep=["scale"]),
     "apollo_mini": low_rank(fira_jax.apollo_mini, keep=["rank", "scale"]),

@@ -231,6 +231,12 @@ def test_only_attention_and_mlp_are_projected(tiny):
     assert state_bytes("adamw") - state_bytes("galore") == pytest.approx(saved, abs=64)
 
 
+def test_a_basis_that_is_the_method_itself_cannot_be_replaced(tiny):
+    config = parse([*tiny.flags, "--optimizer=subtrack", "--basis=svd"])
+    with pytest.raises(ValueError, match="--basis svd: subtrack has a basis of its own"):
+        build_optimizer(config, learning_rate_schedule(config))
+
+
 def test_unknown_optimizer_is_named(tiny):
     config = parse([*tiny.flags, "--optimizer=adam"])
     with pytest.raises(ValueError, match=r"unknown optimizer 'adam'; choose from: adamw, .*fira"):
