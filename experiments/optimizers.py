@@ -23,8 +23,8 @@ def low_rank(
     """Builds any ``fira_jax`` method from the flags; unset flags keep the method's own default.
 
     So do those in ``keep``, whose flag means something else for this method: ``--scale`` is Fira's
-    factor, ``--update-proj-gap`` the interval of costly refreshes. A basis or side in ``keep`` is the
-    method itself, and a flag for it an error.
+    factor, ``--update-proj-gap`` the interval of costly refreshes. A basis or side in ``keep`` is
+    the method itself, and a flag for it an error.
     """
     parameters = inspect.signature(method).parameters
 
