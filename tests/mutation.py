@@ -5,7 +5,7 @@
 
 Each mutant of tests/mutants.py is applied to a scratch copy of the library that hides the
 installed one. A mutant no test notices has survived. Writes docs/results/mutation.json after every
-mutant; started again on the same library and tests, it goes on where it stopped.
+mutant; started again, it runs those whose file or tests have changed since.
 """
 
 from __future__ import annotations
@@ -84,29 +84,29 @@ def check(mutant: Mutant, scratch: Path, timeout: float) -> dict[str, Any]:
         "file": mutant.file,
         "outcome": "survived" if passed else "killed",
         "by": failure,
+        "of": fingerprint(mutant),
         "seconds": round(time.monotonic() - start),
     }
 
 
-def fingerprint() -> str:
-    """Stands for everything an outcome depends on: the library and its tests."""
-    digest = hashlib.sha256()
-    for path in sorted([*(ROOT / PACKAGE).rglob("*.py"), *TESTS.glob("*.py")]):
+def fingerprint(mutant: Mutant) -> str:
+    """Stands for what an outcome depends on first of all: the file, the change and its tests."""
+    digest = hashlib.sha256(repr(mutant).encode())
+    for path in (ROOT / PACKAGE / mutant.file, *(TESTS / name for name in mutant.tests)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def finished_rows(output: Path, of: str) -> dict[str, dict[str, Any]]:
-    """Outcomes that an interrupted run left behind, by what the mutant breaks."""
+def finished_rows(output: Path) -> dict[str, dict[str, Any]]:
+    """Outcomes of earlier runs, by the fingerprint of their mutants."""
     if not output.exists():
         return {}
-    results = json.loads(output.read_text())
-    return {row["why"]: row for row in results["table"]} if results.get("of") == of else {}
+    return {row["of"]: row for row in json.loads(output.read_text())["table"]}
 
 
-def write(output: Path, of: str, rows: list[dict[str, Any]]) -> None:
+def write(output: Path, rows: list[dict[str, Any]]) -> None:
     """Records the outcomes so far."""
-    results = {"of": of, "mutants": len(rows), "survivors": surviving(rows), "table": rows}
+    results = {"mutants": len(rows), "survivors": surviving(rows), "table": rows}
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -126,8 +126,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if args.word in f"{m.why} {m.file}"]
-    of = fingerprint()
-    done = finished_rows(args.output, of)
+    done = finished_rows(args.output)
+    rows = [done[of] for of in map(fingerprint, chosen) if of in done]
+    pending = [m for m in chosen if fingerprint(m) not in done]
+    print(f"{len(rows)} of {len(chosen)} mutants are known from before", flush=True)
 
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory).resolve()
@@ -135,19 +137,18 @@ def main() -> None:
             ROOT / PACKAGE, scratch / PACKAGE, ignore=shutil.ignore_patterns("__pycache__")
         )
         require_scratch_is_used(scratch)
-        if not done:
-            files = tuple(sorted({name for m in chosen for name in m.tests}))
+        if pending:
+            files = tuple(sorted({name for m in pending for name in m.tests}))
             print(f"unbroken, on {', '.join(files)} ...", flush=True)
             passed, failure = run_tests(scratch, files, 10 * args.timeout)
             if not passed:
                 sys.exit(f"the suite fails on the library as it is: {failure}")
-        rows: list[dict[str, Any]] = []
-        for i, mutant in enumerate(chosen):
-            rows.append(done.get(mutant.why) or check(mutant, scratch, args.timeout))
+        for mutant in pending:
+            rows.append(check(mutant, scratch, args.timeout))
             print("{i:3d}/{n} {outcome:8s} {seconds:4d} s  {why} ({file}): {by}".format(
-                i=i + 1, n=len(chosen), **rows[-1]), flush=True)  # fmt: skip
+                i=len(rows), n=len(chosen), **rows[-1]), flush=True)  # fmt: skip
             if not args.word:
-                write(args.output, of, rows)
+                write(args.output, rows)
 
     survivors = surviving(rows)
     print(f"{len(rows) - len(survivors)} of {len(rows)} killed; survivors: {survivors or 'none'}")
