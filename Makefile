@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint format types docs notebooks notebooks-check readme bench clean
+.PHONY: help demo test test-slow test-core lint format types docs notebooks notebooks-check readme bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,6 +38,9 @@ demo: $(RUN)  ## train a small LLaMA with AdamW, GaLore and Fira; print a table,
 
 test: $(DEV)  ## every test and every documented example
 	$(PYTEST) $(ARGS)
+
+test-slow: $(DEV)  ## what takes longest: every method through Optax's own tests, two processes ...
+	$(PYTEST) -m slow $(ARGS)
 
 test-core: $(CORE)  ## the tests that need neither PyTorch nor the documentation tools
 	$(PYTEST) --ignore tests/peers $(ARGS)

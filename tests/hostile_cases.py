@@ -219,7 +219,7 @@ def mistake(rng: np.random.Generator) -> Mistake:
 
     dtype = choose(rng, [jnp.int32, jnp.uint8, jnp.bool_])
     outside = int(choose(rng, [2, 5, -3, 100]))
-    unknown = {"side": "left", "basis": "qr", "refresh": "never", "moments": "reset"}
+    unknown = {"side": "left", "basis": "qr", "refresh": "never", "moments": "forget"}
     name = choose(rng, sorted(unknown))
     return choose(
         rng,

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hostile
 import numpy as np
 import optax
-import pytest
 from hostile_cases import Structure
 
 
-@pytest.mark.slow
 def test_every_case_works_or_is_refused():
-    results = hostile.campaign(cases=300, per_structure=38, seed=1)
+    results = hostile.campaign(cases=160, per_structure=40, seed=1)
     assert results["failures"] == []
-    assert results["outcomes"]["works"] > 150
-    assert results["outcomes"]["refused"] > 50
+    assert results["outcomes"]["works"] > 80
+    assert results["outcomes"]["refused"] > 25
 
 
 def test_verdicts_can_be_bad():

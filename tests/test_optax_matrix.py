@@ -13,6 +13,8 @@ from fira_jax.basis import Adaptive, PowerIteration, Svd
 
 pytestmark = pytest.mark.filterwarnings("ignore:none of the .* parameters is a matrix:UserWarning")
 
+# Of the others, those whose state is of another kind; test-slow has the rest.
+ALWAYS = ("fira", "galore", "apollo", "sinkgd", "trion", "adarankgrad")
 METHODS = ("fira", "galore")
 CASES = [
     {
@@ -73,28 +75,29 @@ def factory(name):
     return build
 
 
-def load_with_our_cases():
-    """Optax's test module, its lists of optimizers replaced by ours as they are expanded."""
+def tests_of(cases):
+    """Optax's tests, their lists of optimizers replaced by ``cases`` as they are expanded."""
     spec = importlib.util.find_spec("optax.contrib._common_test")
     module = importlib.util.module_from_spec(spec)
     product = parameterized.product
 
     def product_of_ours(theirs, **axes):
         assert all("opt_name" in case for case in theirs)
-        return product(CASES, **axes)
+        return product(cases, **axes)
 
     with mock.patch.object(parameterized, "product", product_of_ours):
         spec.loader.exec_module(module)
     module._get_opt_factory = factory
-    return module
+    return module.ContribTest
 
 
-ContribTest = load_with_our_cases().ContribTest
+Always = tests_of([case for case in CASES if case["opt_name"] in ALWAYS])
+Family = pytest.mark.slow(tests_of([case for case in CASES if case["opt_name"] not in ALWAYS]))
 
 
 def test_the_matrix_is_complete():
     """Seven kinds of test; a renamed one, or one without our cases, would go unnoticed."""
-    names = [name for name in dir(ContribTest) if name.startswith("test")]
+    names = [name for tests in (Always, Family) for name in dir(tests) if name.startswith("test")]
     kinds = {name.rstrip("0123456789") for name in names}
     assert len(kinds) >= 7, kinds
     assert len(names) == len(CASES) * (2 + 4 + 1 + 2 + 2 + 4 + 1)

@@ -68,7 +68,7 @@ def test_a_transformation_may_be_asked_twice():
     assert str(fira_jax.describe(tx, params)) == str(fira_jax.describe(tx, params))
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("kind", ["Auto", pytest.param("Explicit", marks=pytest.mark.slow)])
 def test_eight_devices_do_what_one_does(kind):
     done = subprocess.run(
         [sys.executable, "-W", "error", str(SCRIPT), kind],
