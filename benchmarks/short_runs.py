@@ -1,0 +1,193 @@
+"""Short training runs beside one another: the same seeds, weights and batches, one thing changed.
+
+What ``benchmarks.low_precision`` and ``benchmarks.choices`` share. A single pair of such runs comes
+apart by more than most effects, whatever it is that differs, so every comparison is made for
+several seeds (of weights, batches and the basis's sketch) and carries its standard error.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import fira_jax
+from experiments import data
+from experiments.metrics import write_atomically
+from experiments.model import LlamaConfig, loss
+from experiments.model_configs import load_model_config
+from experiments.step import make_evaluate, make_init
+
+RANK, GAP = 32, 50
+VALIDATION_TOKENS = 32_768
+Weights = Literal["float32", "bfloat16", "bfloat16, stochastic", "int8, stochastic"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One optimizer, with its weights stored in one way.
+
+    Attributes:
+      make: builds the optimizer from a learning rate and a seed.
+      lr: peak learning rate.
+      weights: how they are stored between two steps.
+      beside: the run with which it is compared; None if it is such a run.
+    """
+
+    make: Callable[[optax.Schedule, int], optax.GradientTransformation]
+    lr: float
+    weights: Weights = "float32"
+    beside: str | None = None
+
+
+def low_rank(method: Callable[..., Any], **options: Any) -> Callable[[optax.Schedule, int], Any]:
+    """A method as the papers use it: attention and MLP are projected."""
+    choose = fira_jax.match_paths(include=("attn", "mlp"))
+    return lambda lr, seed: method(
+        lr, RANK, GAP, weight_dimension_numbers=choose, seed=seed, **options
+    )
+
+
+def beside(name: str, run: Run, **changes: Any) -> Run:
+    """The same with some things changed, to be compared with ``run``."""
+    return dataclasses.replace(run, beside=name, **changes)
+
+
+def train(
+    run: Run, text: data.TokenData, model: LlamaConfig, steps: int, seed: int, name: str
+) -> dict[str, Any]:
+    """Trains from scratch and measures.
+
+    Returns:
+      Perplexity on validation text, and the bytes of optimizer state and weights.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(0.0, run.lr, steps // 10, steps, run.lr / 10)
+    optimizer = run.make(schedule, seed)
+    graphdef, init = make_init(model, optimizer, seed)
+    stochastic = fira_jax.round_stochastically(seed)
+
+    def store(params: Any) -> Any:
+        if run.weights == "int8, stochastic":
+            return fira_jax.quantize_weights(params)
+        return jax.tree.map(lambda p: p.astype(run.weights.split(",")[0]), params)
+
+    def load(weights: Any) -> Any:
+        params = fira_jax.dequantize_weights(weights)
+        return jax.tree.map(lambda p: p.astype(jnp.float32), params)
+
+    @jax.jit
+    def start() -> Any:
+        _, params, state = init()
+        return store(params), state
+
+    @jax.jit
+    def step(weights: Any, state: Any, count: jax.Array, tokens: jax.Array) -> Any:
+        params = load(weights)
+        grads = jax.grad(lambda p: loss(nnx.merge(graphdef, p), tokens))(params)
+        updates, state = optimizer.update(grads, state, params)
+        if run.weights == "int8, stochastic":
+            return fira_jax.apply_quantized_updates(weights, updates, count), state
+        if run.weights == "bfloat16, stochastic":
+            counter = fira_jax.StochasticRoundingState(count)
+            updates, _ = stochastic.update(updates, counter, weights)
+        return optax.apply_updates(weights, updates), state
+
+    weights, state = start()
+    batches = text.train(batch_size=8, seed=seed)
+    for count in track(range(steps), description=name):
+        tokens = jnp.asarray(next(batches)["tokens"])
+        weights, state = step(weights, state, jnp.int32(count), tokens)
+    validation = (jnp.asarray(batch["tokens"]) for batch in text.validation(batch_size=16))
+    mean_loss = make_evaluate(graphdef)(load(weights), validation)
+    return {
+        "perplexity": math.exp(float(mean_loss)),
+        "optimizer_state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
+        "weights_bytes": sum(x.nbytes for x in jax.tree.leaves(weights)),
+    }
+
+
+def compare(runs: dict[str, Run], result: Path, description: str) -> None:
+    """Trains what has not been trained yet, prints and writes after every run.
+
+    Args:
+      runs: by their names; what is compared with a run comes after it.
+      result: JSON to write, and to go on from.
+      description: what the command does, for its help.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seq-len", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=4)
+    args = parser.parse_args()
+    settings = {"model": "llama_1m", "batch_size": 8, "steps": args.steps, "seq_len": args.seq_len}
+    trained: list[dict[str, Any]] = []
+    if result.exists():
+        before = json.loads(result.read_text())
+        trained = before["trained"] if before["settings"] == settings else []
+
+    text = data.load(
+        data.DataConfig(
+            tokenizer="bytes", seq_len=args.seq_len, validation_tokens=VALIDATION_TOKENS
+        )
+    )
+    model, _ = load_model_config("llama_1m")
+    model = dataclasses.replace(model, vocab_size=text.vocab_size)
+    for seed in range(args.seeds):
+        for name, run in runs.items():
+            if any((row["name"], row["seed"]) == (name, seed) for row in trained):
+                continue
+            row = train(run, text, model, args.steps, seed, f"{name}, seed {seed}")
+            trained.append({"name": name, "seed": seed, "lr": run.lr, **row})
+            result.parent.mkdir(parents=True, exist_ok=True)
+            results = {"settings": settings, "runs": summary(runs, trained), "trained": trained}
+            write_atomically(result, json.dumps(results, indent=1) + "\n")
+
+    table = Table("", "perplexity", "beside", "state", "weights")
+    for row in summary(runs, trained):
+        drift = ""
+        if row["drift_percent"] is not None:
+            drift = f"{row['drift_percent']:+.2f} %"
+        if row["standard_error"] is not None:
+            drift += f" ± {row['standard_error']:.2f}"
+        sizes = (f"{row[key] / 1e6:.2f} MB" for key in ("optimizer_state_bytes", "weights_bytes"))
+        table.add_row(row["name"], f"{row['perplexity']:.3f}", drift, *sizes)
+    Console().print(table)
+
+
+def summary(runs: dict[str, Run], trained: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each kind of run: mean perplexity, and its drift from what it is beside, seed by seed."""
+    perplexities: dict[str, dict[int, float]] = {name: {} for name in runs}
+    for row in trained:
+        perplexities[row["name"]][row["seed"]] = row["perplexity"]
+    rows = []
+    for name, run in runs.items():
+        ours, theirs = perplexities[name], perplexities[run.beside or name]
+        drifts = [100 * (ours[s] / theirs[s] - 1) for s in ours if s in theirs]
+        if not drifts:
+            continue
+        one = next(row for row in trained if row["name"] == name)
+        error = statistics.stdev(drifts) / len(drifts) ** 0.5 if len(drifts) > 1 else None
+        rows.append(
+            {
+                "name": name,
+                "lr": run.lr,
+                "seeds": len(drifts),
+                "perplexity": statistics.fmean(ours.values()),
+                "drift_percent": statistics.fmean(drifts) if run.beside else None,
+                "standard_error": error if run.beside else None,
+                "optimizer_state_bytes": one["optimizer_state_bytes"],
+                "weights_bytes": one["weights_bytes"],
+            }
+        )
+    return rows
