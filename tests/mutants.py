@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from mutant import Mutant
+from mutants_of_the_family import MUTANTS_OF_THE_FAMILY
 
 REFERENCE = "test_reference.py"
 BASIS = "test_basis.py"
@@ -16,24 +17,6 @@ LIMITER = "test_residual_and_limiter.py"
 MOMENTS = "test_moments.py"
 PROPERTIES = "test_properties.py"
 REFRESH = "test_refresh.py"
-
-
-class Mutant(NamedTuple):
-    """One change of the source.
-
-    Attributes:
-      why: what is broken.
-      file: below ``fira_jax/``.
-      old: text in the source.
-      new: what replaces it.
-      tests: the file, or the files, of the suite that must fail.
-    """
-
-    why: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...] = (REFERENCE,)
 
 
 MUTANTS = [
@@ -640,3 +623,5 @@ MUTANTS = [
         ("test_subspace_methods.py",),
     ),
 ]
+
+MUTANTS += MUTANTS_OF_THE_FAMILY

@@ -1,0 +1,423 @@
+"""Mutants of the methods around Fira and of the pieces that only they have; see ``mutants.py``."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+
+# By file and by the test that must fail: what is broken, text in the source, what replaces it.
+CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
+    # --- bases
+    ("basis/haar.py", "test_directions.py"): [
+        (
+            "directions of blocks not of unit length",
+            "1 / np.sqrt(np.maximum(self._lengths, 1))",
+            "1 / np.maximum(self._lengths, 1)",
+        ),
+    ],
+    ("basis/columns.py", "test_directions.py"): [
+        (
+            "rows that were not chosen take those of the first that was",
+            "jnp.where(found.any(-1), jnp.argmax(found, -1), indices.shape[-1])",
+            "jnp.argmax(found, -1)",
+        ),
+    ],
+    ("basis/columns.py", "test_dct_methods.py"): [
+        (
+            "indices matched from the new basis to the old",
+            "new[..., :, None] == old[..., None, :]",
+            "old[..., :, None] == new[..., None, :]",
+        ),
+    ],
+    ("basis/randk.py", "test_directions.py"): [
+        (
+            "the same random entries in every column",
+            "return (words % self.size).astype(jnp.int32)",
+            "return jnp.zeros_like(words, jnp.int32)",
+        ),
+        (
+            "random entries put back where they were not taken",
+            "jnp.arange(self.size)[:, None] - self._turns",
+            "jnp.arange(self.size)[:, None] + self._turns",
+        ),
+    ],
+    ("basis/switching.py", "test_alice.py"): [
+        ("covariance that forgets nothing", "self.decay * covariance + (1", "covariance + (1"),
+        ("tracked directions without the past", "return self.decay * tracked + new", "return new"),
+        (
+            "directions drawn anew in the space of those kept",
+            "cholesky_qr(drawn - kept @ (kept.T @ drawn))",
+            "cholesky_qr(drawn)",
+        ),
+    ],
+    ("basis/adaptive.py", "test_subspace_methods.py"): [
+        (
+            "one vector too few for the share of energy",
+            "jnp.cumsum(energies) - energies",
+            "jnp.cumsum(energies)",
+        ),
+        ("no smallest number of vectors", "jnp.arange(rank) < self.smallest", "False"),
+    ],
+    ("basis/tracked.py", "test_subspace_methods.py"): [
+        ("basis found anew instead of moved", "jnp.any(stored != 0),", "False,"),
+        (
+            "geodesic along the weakest direction of the error",
+            "v = right[:, -1:]",
+            "v = right[:, :1]",
+        ),
+    ],
+    ("basis/quantized.py", "test_quantized_basis.py"): [
+        (
+            "codes of every refresh thrown away",
+            "return self._encode(self.inner.find(grad, old.astype(grad.dtype), rank, key))",
+            "return stored",
+        ),
+    ],
+    # --- what is stored in few bits
+    ("codes.py", "test_quantize.py"): [
+        (
+            "second moments above zero get the code of zero",
+            "code = jnp.where(signed, code, jnp.maximum(code, share > 0))",
+            "code = code + 0",
+        ),
+        (
+            "rounding by logarithms, which is biased",
+            "(jnp.exp2((place - below) / _LEVELS_PER_OCTAVE) - 1) / step",
+            "place - below",
+        ),
+    ],
+    ("codes.py", "test_quantized_basis.py"): [
+        ("range of a block without zero", "keepdims=True, initial=0.0)", "keepdims=True)"),
+        (
+            "the halves of a byte exchanged",
+            "jnp.concatenate([codes & 15, codes >> 4], axis=-1)",
+            "jnp.concatenate([codes >> 4, codes & 15], axis=-1)",
+        ),
+    ],
+    ("codes.py", "test_quantized_weights.py"): [
+        (
+            "levels that follow the range, so that weights at rest drift",
+            "jnp.ldexp(jnp.ceil(8 * part) / 8, power)",
+            "jnp.ldexp(part, power)",
+        ),
+        (
+            "ends of a group cut off",
+            "_unless_zero((high - low) / (top - 1))",
+            "_unless_zero((high - low) / (top + 1))",
+        ),
+    ],
+    ("quantize.py", "test_quantize.py"): [
+        (
+            "the same rounding at every step",
+            "encode(after, optax.safe_increment(state.count))",
+            "encode(after, state.count)",
+        ),
+        ("small arrays in codes, too", "x.size < min_size or", "x.size < 2 or"),
+    ],
+    ("quantized_weights.py", "test_quantized_weights.py"): [
+        (
+            "weights rounded alike at every step",
+            "random_bits(seed, step, path_name(path), x.codes.shape)",
+            "random_bits(seed, 0, path_name(path), x.codes.shape)",
+        ),
+        ("seed of the weights' rounding ignored", "random_bits(seed, step", "random_bits(0, step"),
+    ],
+    ("rounding.py", "test_rounding.py"): [
+        ("bfloat16 rounded towards zero too often", "(bits >> 16)", "(bits >> 17)"),
+        (
+            "bfloat16 rounded alike at every step",
+            "random_bits(seed, state.count, name",
+            "random_bits(seed, 0, name",
+        ),
+        ("rounded once more after the random carry", "words & jnp.uint32(0xFFFF0000)", "words"),
+    ],
+    ("random_bits.py", "test_rounding.py"): [
+        ("all weights rounded alike", "zlib.crc32(name.encode())", "zlib.crc32(b'')"),
+        ("rows of random numbers alike", "(row * jnp.uint32(0x9E3779B1) ^ word)", "word"),
+    ],
+    # --- pieces
+    ("feedback.py", "test_dct_methods.py"): [
+        ("error feedback without momentum", "(1 - momentum) * node.raw", "node.raw"),
+        (
+            "unusable gradient becomes the error",
+            "jnp.where(usable, missed, error)",
+            "missed",
+        ),
+    ],
+    ("momentum_feedback.py", "test_subspace_methods.py"): [
+        (
+            "basis from a momentum that is not corrected",
+            "jnp.asarray(rho / correction, whole.dtype)",
+            "jnp.asarray(rho, whole.dtype)",
+        ),
+        (
+            "unusable gradient fed back",
+            "jnp.where(node.usable, lost.astype(before.dtype), before)",
+            "lost.astype(before.dtype)",
+        ),
+    ],
+    ("factored.py", "test_vlorp.py"): [
+        (
+            "energy of columns as if the basis were orthonormal",
+            "((basis.mT @ basis) @ raw)",
+            "raw",
+        ),
+        (
+            "first moment corrected as if it had never started anew",
+            "age = state.count % low_rank.update_proj_gap + 1",
+            "age = count",
+        ),
+        ("second moment of the coordinates", "weight = jnp.square(node.scale)", "weight = 1"),
+    ],
+    ("weight_norm.py", "test_gradnormlorp.py"): [
+        (
+            "direction moves along the weight",
+            "(g - along * unit).astype(grad.dtype)",
+            "g.astype(grad.dtype)",
+        ),
+        (
+            "weights that are all zero have a direction",
+            "jnp.where(norm > 0, stretch * w - (1 + stretch) * rate * d, -rate * d)",
+            "stretch * w - (1 + stretch) * rate * d",
+        ),
+        (
+            "norms of input units",
+            "jnp.square(x), axis=-2, keepdims",
+            "jnp.square(x), axis=-1, keepdims",
+        ),
+    ],
+    ("normalise.py", "test_stateless.py"): [
+        (
+            "root of the sum of squares for that of their mean",
+            "jnp.mean(jnp.square(x)",
+            "jnp.sum(jnp.square(x)",
+        ),
+        (
+            "rounding of a constant column blown up",
+            "scale(jnp.where(varies, centred, 0))",
+            "scale(centred)",
+        ),
+        ("one round only", "jax.lax.fori_loop(0, rounds, once, x)", "once(0, x)"),
+        (
+            "whitened matrix without its norm",
+            "x * (norm / jnp.maximum(_frobenius(x), _TINY))",
+            "x * norm",
+        ),
+    ],
+    ("matrices.py", "test_stateless.py"): [
+        ("unusable matrix let in", "jnp.where(finite, matrix, 0)", "matrix"),
+    ],
+    ("equalise.py", "test_alice.py"): [
+        ("size of the residual without its dimension", "view.compressed_size - view.rank", "1"),
+        (
+            "residual's size at this step only",
+            "energy = jnp.asarray(decay, wide) * energy + jnp.asarray(1 - decay, wide) * new",
+            "energy = new",
+        ),
+    ],
+    ("residual.py", "test_frugal.py"): [
+        (
+            "sign of the whole gradient",
+            "residual_leak=jnp.ones_like(node.scale),\n            residual_map=",
+            "residual_leak=jnp.zeros_like(node.scale),\n            residual_map=",
+        ),
+    ],
+    ("residual.py", "peers/test_apollo.py"): [
+        (
+            "α itself, not its root, on APOLLO's update",
+            "jnp.sqrt(scale) * norm_ratio",
+            "scale * norm_ratio",
+        ),
+    ],
+    ("residual.py", "test_gwt.py"): [
+        ("details without the denominator", "node.scale / node.denominator", "node.scale"),
+    ],
+    ("norm_test.py", "test_norm_test.py"): [
+        ("batches shrink", "jnp.maximum(state.batch_size, larger)", "larger"),
+        ("norm test with η for its square", "jnp.square(eta)", "jnp.abs(eta)"),
+        (
+            "variance of micro-batches not unbiased",
+            "examples_each / (count - 1)",
+            "examples_each / count",
+        ),
+    ],
+    ("factors.py", "test_lora_pro.py"): [
+        (
+            "Sylvester equation left out",
+            "adjusted = to_a + a @ x, to_b - x @ b",
+            "adjusted = to_a, to_b",
+        ),
+        (
+            "second factor follows what the first already does",
+            "(to_b - (to_b @ b.mT) @ inverse_b @ b)",
+            "to_b",
+        ),
+        (
+            "factor of the product once instead of twice",
+            "inverse_b / scaling**2",
+            "inverse_b / scaling",
+        ),
+        (
+            "unusable gradient of a factor let in",
+            "jnp.where(usable[..., None, None], g, 0) for g",
+            "g for g",
+        ),
+    ],
+    ("resize.py", "test_subspace_methods.py"): [
+        (
+            "last vectors kept when the rank shrinks",
+            "x[tuple(slice(size) for size in target)]",
+            "x[tuple(slice(-size, None) for size in target)]",
+        ),
+        ("smallest rank of a stack", "used = jnp.max(", "used = jnp.min("),
+    ],
+    ("cross_entropy.py", "test_cross_entropy.py"): [
+        (
+            "columns of the last slice counted twice",
+            "jnp.where(fresh, jnp.exp(logits - new), 0)",
+            "jnp.exp(logits - new)",
+        ),
+        ("sum not brought to the new maximum", "total * jnp.exp(largest - new)", "total"),
+        (
+            "columns of the last slice in the gradient twice",
+            "jnp.where(fresh, d_logits, 0).astype(x.dtype)",
+            "d_logits.astype(x.dtype)",
+        ),
+    ],
+    # --- layer by layer, many devices
+    ("layerwise.py", "test_layerwise.py"): [
+        (
+            "small gradients lengthened to the norm for clipping",
+            "jnp.where(norm > clip_norm, clip_norm / norm, 1)",
+            "clip_norm / norm",
+        ),
+        (
+            "tied entry without the gradient from above",
+            "return jax.tree.map(jnp.add, embed_vjp(dx)[0], grads)",
+            "return embed_vjp(dx)[0]",
+        ),
+        ("last micro-batch only", "t + g.astype(t.dtype)", "g.astype(t.dtype)"),
+        (
+            "norm without the layers",
+            "(dx, energy + _energy(layer_grads), stacked)",
+            "(dx, energy, stacked)",
+        ),
+    ],
+    ("split.py", "test_sharding.py"): [
+        ("rank split", "inside = [(), b + a]", "inside = [b + a, ()]"),
+        ("basis whole where devices could share it", "inside = [a + b, ()]", "inside = [a, ()]"),
+    ],
+    ("sharding.py", "test_sharding.py"): [
+        (
+            "state of parameters that are not projected on every device",
+            "[()] * extra + axes if same else [()] * len(shape)",
+            "[()] * len(shape)",
+        ),
+    ],
+    # --- methods
+    ("methods/adadagrad.py", "test_norm_test.py"): [
+        ("unusable gradient in AdaGrad's sum", "jnp.where(usable, norm, 0)", "norm"),
+    ],
+    ("methods/adarankgrad.py", "test_subspace_methods.py"): [
+        ("AdaRankGrad's rule not passed on", "        refresh=refresh,\n", ""),
+    ],
+    ("methods/alice.py", "test_alice.py"): [
+        (
+            "Alice's residual as large as the other part",
+            "equalise_residual(low_rank, residual_scale, b1)",
+            "equalise_residual(low_rank, 1.0, b1)",
+        ),
+    ],
+    ("methods/apollo.py", "peers/test_apollo.py"): [
+        (
+            "APOLLO's granularity not passed on",
+            "replace_by_scaled_gradient(scale, granularity=granularity)",
+            "replace_by_scaled_gradient(scale)",
+        ),
+    ],
+    ("methods/dct_adamw.py", "test_dct_methods.py"): [
+        (
+            "moments not carried by DCT-AdamW",
+            "        moments=moments,\n",
+            "",
+        ),
+    ],
+    ("methods/frugal.py", "test_frugal.py"): [
+        ("size of the signs ignored", "plain_residual(rule, rule_scale)", "plain_residual(rule)"),
+    ],
+    ("methods/galore2.py", "test_subspace_methods.py"): [
+        ("GaLore 2 with GaLore's sketch", "        basis=basis,\n", ""),
+    ],
+    ("methods/gradnormlorp.py", "test_gradnormlorp.py"): [
+        ("α twice", "scale=1.0,", "scale=low_rank.scale,"),
+        ("the same side compressed twice", 'side="long",', 'side="short",'),
+    ],
+    ("methods/gwt.py", "test_gwt.py"): [
+        ("limiter on the details", ', watch="subspace")', ")"),
+    ],
+    ("methods/ldadam.py", "test_subspace_methods.py"): [
+        (
+            "feedback that cannot be switched off",
+            "            error_feedback=error_feedback,\n",
+            "",
+        ),
+    ],
+    ("methods/lora_pro.py", "test_lora_pro.py"): [
+        ("LoRA-Pro's moments exchanged", 'if moments == "full"', 'if moments != "full"'),
+    ],
+    ("methods/lotus.py", "test_subspace_methods.py"): [
+        ("Lotus's rule not passed on", "        refresh=refresh,\n", ""),
+    ],
+    ("methods/m_fac.py", "test_m_fac.py"): [
+        (
+            "unusable gradient remembered",
+            "jnp.where(usable, g.astype(w.dtype), w[place])",
+            "g.astype(w.dtype)",
+        ),
+        ("damping not times the window", "rank * damping, place", "damping, place"),
+        ("products with forgotten gradients", ".set(row).at[:, place].set(row)", ".set(row)"),
+    ],
+    ("methods/q_galore.py", "test_quantized_basis.py"): [
+        ("basis in full precision", "else bases.Quantized(basis)", "else basis"),
+    ],
+    ("methods/racs.py", "test_racs.py"): [
+        ("row sizes of a scaled matrix", "s = s * jnp.square(largest)", "s = s * 1"),
+        ("a zero gradient counts as a size", "known = largest > 0", "known = largest >= 0"),
+    ],
+    ("methods/scale.py", "test_stateless.py"): [
+        (
+            "momentum of normalised gradients",
+            'optax.chain(memory, multi_normalise(unit_rms("input")), optax.scale(scale))',
+            'optax.chain(multi_normalise(unit_rms("input")), memory, optax.scale(scale))',
+        ),
+    ],
+    ("methods/sinkgd.py", "test_stateless.py"): [
+        (
+            "columns normalised last",
+            'unit_rms("input"), unit_rms("output")',
+            'unit_rms("output"), unit_rms("input")',
+        ),
+    ],
+    ("methods/subtrack.py", "test_subspace_methods.py"): [
+        (
+            "paper's form of SubTrack not passed on",
+            "fira_residual_scale(form)",
+            "fira_residual_scale()",
+        ),
+        ("no recovery scaling", "        fira_residual_scale(form),\n", ""),
+    ],
+    ("methods/swan.py", "test_stateless.py"): [
+        ("rows standardised for columns", 'standardise("input")', 'standardise("output")'),
+    ],
+    ("methods/trion.py", "test_dct_methods.py"): [
+        ("shape factor upside down", "max(1.0, n / m)", "max(1.0, m / n)"),
+    ],
+    ("methods/vlorp.py", "test_vlorp.py"): [
+        ("number of pieces ignored", "pieces=1 if pieces is None else pieces", "pieces=1"),
+    ],
+}
+
+MUTANTS_OF_THE_FAMILY = [
+    Mutant(why, file, old, new, (test,))
+    for (file, test), changes in CHANGES.items()
+    for why, old, new in changes
+]
