@@ -101,7 +101,7 @@ def largest_gap(one: Any, other: Any) -> float:
 
 @pytest.mark.parametrize(
     ("tied", "options"),
-    [(False, {}), (True, {"micro_batches": 2, "clip_norm": 0.5})],
+    [(False, {}), (True, {"micro_batches": 2, "clip_norm": 6.0})],
     ids=["plain", "tied, clipped and in micro-batches"],
 )
 def test_fifty_steps_are_those_of_the_ordinary_step_in_float64(tied, options):
@@ -112,7 +112,7 @@ def test_fifty_steps_are_those_of_the_ordinary_step_in_float64(tied, options):
         ours, ordinary = both_ways(make_params(jnp.float64, tied=tied), tx, 50, **options)
         assert ordinary[1]["loss"].dtype == jnp.float64
         if "clip_norm" in options:
-            assert jnp.sum(ordinary[1]["grad_norm"] > options["clip_norm"]) > 5
+            assert 5 < jnp.sum(ordinary[1]["grad_norm"] > options["clip_norm"]) < 45
         assert largest_gap(ours, ordinary) < 1e-9
 
 
