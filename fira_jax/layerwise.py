@@ -11,6 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from fira_jax.independence import require_independent_parameters, used_entries
+from fira_jax.quantized_weights import (
+    apply_quantized_updates,
+    dequantize_weights,
+    has_quantized_weights,
+)
 from fira_jax.subspace import Params
 
 Batch = Any
@@ -41,6 +46,7 @@ def layerwise(
     layers: str = "layers",
     micro_batches: int = 1,
     clip_norm: float | None = None,
+    seed: jax.typing.ArrayLike = 0,
 ) -> Layerwise:
     r"""Trains a model of equal layers without its gradient ever existing as a whole.
 
@@ -63,6 +69,9 @@ def layerwise(
     of equally shaped weights are equal in all layers, as in the ordinary step; a staggered refresh
     is spread over the matrices of one layer, all layers alike.
 
+    ``params`` may hold weights in 8 bits (:func:`fira_jax.quantize_weights`): they are decoded one
+    layer at a time, and rounded at random after its update. The state then counts the steps too.
+
     Args:
       tx: any transformation in which no parameter's update depends on another parameter. Every
         method of this library is one, ``optax.clip_by_global_norm`` is not: use ``clip_norm``. It
@@ -80,6 +89,7 @@ def layerwise(
         as long as all layers' inputs fit.
       clip_norm: largest norm of the whole gradient. Costs a second backward pass, since the norm
         must be known before the first layer is updated.
+      seed: seeds the rounding of weights in 8 bits.
 
     Returns:
       Functions ``init`` and ``step``.
@@ -117,15 +127,18 @@ def layerwise(
         raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
-    tx = optax.with_extra_args_support(tx)
+    plain_tx = optax.with_extra_args_support(tx)
+
+    def optimizer_of(params: Params) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(plain_tx, _step_count()) if has_quantized_weights(params) else plain_tx
 
     def init(params: Params) -> dict[str, Any]:
-        one = _with_one_layer(params, layers)
+        tx, one = optimizer_of(params), _with_one_layer(params, layers)
         jax.eval_shape(tx.init, one)  # raises, or warns, about the model as a whole
         require_independent_parameters(tx, one)
 
         def init_entry(name: str) -> Any:
-            init = lambda value: tx.init(_only(one, name, value))  # noqa: E731
+            init = lambda value: tx.init(_only(one, name, dequantize_weights(value)))  # noqa: E731
             return (jax.vmap(init) if name == layers else init)(params[name])
 
         with warnings.catch_warnings():
@@ -136,14 +149,17 @@ def layerwise(
     def step(
         params: Params, state: dict[str, Any], batch: Batch
     ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
-        one = _with_one_layer(params, layers)
-        outer = {name: value for name, value in params.items() if name != layers}
+        tx, one = optimizer_of(params), _with_one_layer(params, layers)
+        outer = dequantize_weights({name: params[name] for name in params if name != layers})
         # The gradient of what lies below the layers is complete only after them.
         below = {name: outer[name] for name in used_entries(embed, outer, batch)}
 
+        def decoded(layer: Any, x: Any) -> Any:
+            return block(dequantize_weights(layer), x)
+
         x, embed_vjp = jax.vjp(lambda below: embed({**outer, **below}, batch), below)
         x, inputs = jax.lax.scan(
-            lambda x, layer: (_in_pieces(lambda x: block(layer, x), micro_batches, x), x),
+            lambda x, layer: (_in_pieces(lambda x: decoded(layer, x), micro_batches, x), x),
             x,
             params[layers],
         )
@@ -151,7 +167,7 @@ def layerwise(
         above = {name: grads.pop(name) for name in outer if name not in below}
 
         def block_vjp(layer: Any, x: Any, dx: Any) -> tuple[Any, Any]:
-            return _summed_vjp(block, micro_batches, layer, x, dx)
+            return _summed_vjp(block, micro_batches, dequantize_weights(layer), x, dx)
 
         def embed_grads(dx: Any) -> dict[str, Any]:
             return jax.tree.map(jnp.add, embed_vjp(dx)[0], grads)
@@ -174,11 +190,21 @@ def layerwise(
                 lambda g: g * shrink.astype(g.dtype), (above, grads, dx)
             )
 
-        def update(name: str, grads: Any, state: Any, value: Any) -> tuple[Any, Any]:
-            updates, state = tx.update(
+        count = len(jax.tree.leaves(inputs)[0])
+
+        def update(
+            name: str, grads: Any, state: Any, stored: Any, layer: jax.typing.ArrayLike = 0
+        ) -> tuple[Any, Any]:
+            value = dequantize_weights(stored)
+            updates, new_state = tx.update(
                 _only(one, name, grads), state, _only(one, name, value), value=loss
             )
-            return optax.apply_updates(value, updates[name]), state
+            if not has_quantized_weights(params):
+                return optax.apply_updates(value, updates[name]), new_state
+            # No two layers, and no two steps, are rounded alike.
+            number = state[-1].count * count + layer
+            new = apply_quantized_updates({name: stored}, {name: updates[name]}, number, seed=seed)
+            return new[name], new_state
 
         def backward(carry: Any, numbered: Any) -> tuple[Any, None]:
             dx, energy, stacked = carry
@@ -186,7 +212,7 @@ def layerwise(
             layer, layer_state = _at(stacked, i)
             # What reads the layer comes before what overwrites it, so that nothing is copied.
             layer_grads, dx = jax.lax.optimization_barrier(block_vjp(layer, x, dx))
-            new = update(layers, layer_grads, layer_state, layer)
+            new = update(layers, layer_grads, layer_state, layer, i)
             stacked = jax.tree.map(
                 lambda s, x: jax.lax.dynamic_update_index_in_dim(s, x, i, 0), stacked, new
             )
@@ -194,7 +220,6 @@ def layerwise(
 
         new = {name: update(name, above[name], state[name], params[name]) for name in above}
         stacked = params[layers], state[layers]
-        count = len(jax.tree.leaves(inputs)[0])
         (dx, energy, new[layers]), _ = jax.lax.scan(
             backward,
             (dx, _energy(above), stacked),
@@ -212,10 +237,11 @@ def layerwise(
 
 
 def _with_one_layer(params: Params, layers: str) -> dict[str, Any]:
-    """The shapes of ``params`` with one layer in place of the stack."""
+    """The shapes of ``params``, decoded, with one layer in place of the stack."""
     if not isinstance(params, Mapping) or layers not in params:
         found = sorted(params) if isinstance(params, Mapping) else type(params).__name__
         raise ValueError(f"params must be a mapping with an entry {layers!r}, got {found}")
+    params = jax.eval_shape(dequantize_weights, params)
     sizes = {x.shape[0] if x.shape else None for x in jax.tree.leaves(params[layers])}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(
@@ -229,6 +255,20 @@ def _with_one_layer(params: Params, layers: str) -> dict[str, Any]:
         )
         for name, value in params.items()
     }
+
+
+class _StepCountState(NamedTuple):
+    """Steps taken."""
+
+    count: jax.Array  # type: ignore[assignment]  # as Optax names it
+
+
+def _step_count() -> optax.GradientTransformation:
+    """Changes nothing; its state tells how many steps were taken."""
+    return optax.GradientTransformation(
+        lambda _: _StepCountState(jnp.zeros([], jnp.int32)),
+        lambda updates, state, _=None: (updates, _StepCountState(state.count + 1)),
+    )
 
 
 def _only(one: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:

@@ -179,5 +179,10 @@ def _decode(x: QuantizedWeight) -> jax.Array:
     return unblocks(values, x.codes.shape[-1])
 
 
+def has_quantized_weights(weights: Any) -> bool:
+    """Whether any of ``weights`` is stored in 8 bits."""
+    return any(map(_is_quantized, jax.tree.leaves(weights, is_leaf=_is_quantized)))
+
+
 def _is_quantized(x: Any) -> bool:
     return isinstance(x, QuantizedWeight)

@@ -227,3 +227,64 @@ def test_what_is_wrong_is_said_at_init():
         model(tx, micro_batches=0)
     with pytest.raises(ValueError, match=r"clip_norm must be positive or None, got 0"):
         model(tx, clip_norm=0.0)
+
+
+def test_weights_in_8_bits_are_decoded_layer_by_layer_and_rounded_at_random():
+    tx = optax.adam(0.05)
+    params = make_params(jnp.float32)
+    matrices = {"mask": lambda p: jax.tree.map(lambda x: x.shape[-1] >= WIDTH, p), "min_size": 1}
+    stored = fira_jax.quantize_weights(params, group=4, **matrices)
+    stored["layers"]["bias"] = params["layers"]["bias"]
+    assert stored["layers"]["mlp"]["kernel"].codes.dtype == jnp.uint8
+    exact = fira_jax.dequantize_weights(stored)
+
+    @jax.jit
+    def train(params: Any, tokens: jax.Array, seed: int = 0) -> Any:
+        init, step = model(tx, seed=seed)
+
+        def one(carry: Any, tokens: jax.Array) -> Any:
+            *carry, metrics = step(*carry, tokens)
+            return tuple(carry), (metrics, carry[0])
+
+        return jax.lax.scan(one, (params, init(params)), tokens)[1]
+
+    tokens = make_tokens(40)
+    (metrics, ours), (expected, floats) = train(stored, tokens), train(exact, tokens)
+    np.testing.assert_allclose(metrics["loss"][0], expected["loss"][0], rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"][0], expected["grad_norm"][0], rtol=1e-5)
+    assert metrics["loss"][-1] < 0.6 * metrics["loss"][0]
+    assert metrics["loss"][-1] < 1.1 * expected["loss"][-1]
+
+    assert jax.tree.structure(ours) == jax.tree.structure(stored)
+    first, floats = (jax.tree.map(lambda x: x[0], tree) for tree in (ours, floats))
+    np.testing.assert_allclose(first["layers"]["bias"], floats["layers"]["bias"], rtol=1e-5)
+    decoded = fira_jax.dequantize_weights(first)
+    for name in ("embedding", "head"):
+        spacing = jnp.repeat(first[name].spacing, 4, -1)[..., : decoded[name].shape[-1]]
+        off = (decoded[name] - floats[name]) / spacing
+        assert jnp.max(jnp.abs(off)) < 1.001
+        assert jnp.std(off) > 0.05
+    jax.tree.map(np.testing.assert_array_equal, train(stored, tokens)[1], ours)
+    assert jnp.any(train(stored, tokens, 1)[1]["head"].codes[0] != first["head"].codes)
+
+
+def test_no_two_layers_and_no_two_steps_are_rounded_alike():
+    """Equal layers that get equal updates, below a level of the codes, part at once."""
+    params = {"x": jnp.zeros(()), "layers": {"w": jnp.tile(normal(0, 1, 8, 64), (2, 1, 1))}}
+    stored = fira_jax.quantize_weights(params, mask={"x": False, "layers": {"w": True}}, min_size=1)
+    push = optax.stateless(lambda updates, _: jax.tree.map(lambda g: g * 0 - 1e-3, updates))
+    init, step = fira_jax.layerwise(
+        push,
+        embed=lambda outer, batch: batch + outer["x"],
+        block=lambda layer, x: x @ layer["w"].T @ layer["w"],
+        head_loss=lambda outer, x, batch: jnp.mean(x),
+    )
+    carry, seen = (stored, init(stored)), []
+    for _ in range(3):
+        params, state, _ = jax.jit(step)(*carry, jnp.ones((2, 64)))
+        seen.append(np.asarray(params["layers"]["w"].codes, np.int32))
+        carry = params, state
+    before = np.asarray(stored["layers"]["w"].codes, np.int32)
+    assert np.any((seen[0] - before)[0] != (seen[0] - before)[1])
+    assert np.any(seen[0] - before != seen[1] - seen[0])
+    assert state["layers"][-1].count.tolist() == [3, 3]
