@@ -14,12 +14,14 @@ import argparse
 import hashlib
 import json
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,15 @@ RESULTS = ROOT / "docs" / "results" / "mutation.json"
 PACKAGE = "fira_jax"
 
 
-def run_tests(scratch: Path, tests: tuple[str, ...], timeout: float) -> tuple[bool, str]:
+def run_tests(
+    scratch: Path, tests: tuple[str, ...], timeout: float, processes: int = 1
+) -> tuple[bool, str]:
     """Whether the tests pass on the library in ``scratch``, and the first that does not."""
     # From within scratch: Python looks for modules in the working directory first.
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     command += [f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
+    if processes > 1:
+        command += ["--numprocesses", str(processes), "--dist", "loadfile"]
     command += [str(TESTS / name) for name in tests]
     environment = os.environ | {"PYTHONPATH": str(scratch), "JAX_PLATFORMS": "cpu"}
     try:
@@ -106,7 +112,8 @@ def finished_rows(output: Path) -> dict[str, dict[str, Any]]:
 
 def write(output: Path, rows: list[dict[str, Any]]) -> None:
     """Records the outcomes so far."""
-    results = {"mutants": len(rows), "survivors": surviving(rows), "table": rows}
+    table = sorted(rows, key=lambda row: (row["file"], row["why"]))
+    results = {"mutants": len(rows), "survivors": surviving(rows), "table": table}
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -123,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("word", nargs="?", default="")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one mutant")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants under test at a time")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     chosen = [m for m in MUTANTS if args.word in f"{m.why} {m.file}"]
@@ -132,23 +140,35 @@ def main() -> None:
     print(f"{len(rows)} of {len(chosen)} mutants are known from before", flush=True)
 
     with tempfile.TemporaryDirectory() as directory:
-        scratch = Path(directory).resolve()
-        shutil.copytree(
-            ROOT / PACKAGE, scratch / PACKAGE, ignore=shutil.ignore_patterns("__pycache__")
-        )
-        require_scratch_is_used(scratch)
+        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for job in range(args.jobs):
+            scratch = Path(directory).resolve() / str(job)
+            shutil.copytree(
+                ROOT / PACKAGE, scratch / PACKAGE, ignore=shutil.ignore_patterns("__pycache__")
+            )
+            require_scratch_is_used(scratch)
+            copies.put(scratch)
         if pending:
             files = tuple(sorted({name for m in pending for name in m.tests}))
             print(f"unbroken, on {', '.join(files)} ...", flush=True)
-            passed, failure = run_tests(scratch, files, 10 * args.timeout)
+            passed, failure = run_tests(scratch, files, 10 * args.timeout, args.jobs)
             if not passed:
                 sys.exit(f"the suite fails on the library as it is: {failure}")
-        for mutant in pending:
-            rows.append(check(mutant, scratch, args.timeout))
-            print("{i:3d}/{n} {outcome:8s} {seconds:4d} s  {why} ({file}): {by}".format(
-                i=len(rows), n=len(chosen), **rows[-1]), flush=True)  # fmt: skip
-            if not args.word:
-                write(args.output, rows)
+
+        def on_a_free_copy(mutant: Mutant) -> dict[str, Any]:
+            scratch = copies.get()
+            try:
+                return check(mutant, scratch, args.timeout)
+            finally:
+                copies.put(scratch)
+
+        with ThreadPool(args.jobs) as pool:
+            for row in pool.imap_unordered(on_a_free_copy, pending):
+                rows.append(row)
+                print("{i:3d}/{n} {outcome:8s} {seconds:4d} s  {why} ({file}): {by}".format(
+                    i=len(rows), n=len(chosen), **row), flush=True)  # fmt: skip
+                if not args.word:
+                    write(args.output, rows)
 
     survivors = surviving(rows)
     print(f"{len(rows) - len(survivors)} of {len(rows)} killed; survivors: {survivors or 'none'}")
