@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from fira_jax.basis.protocol import Basis
+from fira_jax.dealing import dealt_out, one_by_one
 from fira_jax.rules import Lazy, Rule
 from fira_jax.subspace import MatrixView
 
@@ -164,30 +165,30 @@ def _refresh_alike(
             for stack, members in zip(stacks, together.values(), strict=True)
         ]
 
-        def refresh_one(args: tuple[Any, ...]) -> Any:
-            stack, index, old, is_due = args
+        def read(where: tuple[jax.Array, jax.Array]) -> jax.Array:
+            stack, index = where
+            return jax.lax.switch(stack, pick, index)
 
-            def find_if_usable() -> Any:
-                grad = jax.lax.switch(stack, pick, index)
-                grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
-                largest = jnp.max(jnp.abs(grad))
-                # One over a subnormal number is infinite.
-                usable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
-                unit = largest if getattr(basis, "scale_free", True) else 1
-                return jax.lax.cond(
-                    usable, lambda: basis.find(grad / unit, old, rank, key), lambda: old
-                )
+        def find(grad: jax.Array, old: Any) -> Any:
+            grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
+            largest = jnp.max(jnp.abs(grad))
+            # One over a subnormal number is infinite.
+            usable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
+            unit = largest if getattr(basis, "scale_free", True) else 1
+            return jax.lax.cond(
+                usable, lambda: basis.find(grad / unit, old, rank, key), lambda: old
+            )
 
-            return jax.lax.cond(is_due, find_if_usable, lambda: old)
-
-        found = jax.lax.map(
-            refresh_one,
+        find_each = dealt_out if getattr(basis, "whole", False) else one_by_one
+        found = find_each(
+            read,
+            find,
             (
                 np.repeat(np.arange(len(stacks)), [len(x) for x in stacks]),
                 np.concatenate([np.arange(len(x)) for x in stacks]),
-                jax.tree.map(lambda *x: jnp.concatenate(x), *(flat(i) for i in order)),
-                jnp.concatenate([due[i] for i in order]),
             ),
+            jax.tree.map(lambda *x: jnp.concatenate(x), *(flat(i) for i in order)),
+            jnp.concatenate([due[i] for i in order]),
         )
         ends = itertools.accumulate(len(due[i]) for i in order)
         rows = {i: slice(end - len(due[i]), end) for i, end in zip(order, ends, strict=True)}

@@ -399,9 +399,9 @@ MUTANTS = [
     ),
     Mutant(
         "refresh when none is due",
-        "refresh.py",
-        "jax.lax.cond(is_due, find_if_usable",
-        "jax.lax.cond(True, find_if_usable",
+        "dealing.py",
+        "jax.lax.cond(due, lambda: find(read(where), old)",
+        "jax.lax.cond(True, lambda: find(read(where), old)",
         (REFRESH,),
     ),
     Mutant(

@@ -201,12 +201,45 @@ def refresh_gathers_no_matrix(mesh) -> None:
         assert max(gathered) <= 3 * rank * b < a * a / 2, (layout, max(gathered))
 
 
+def exact_svd_is_dealt_out(mesh) -> None:
+    """Eleven matrices in two rounds; a device receives one of each round, and gathers nothing."""
+    shapes = {"up": (8, 16, 24), "down": (3, 24, 16)}
+    specs = {"up": P(None, "fsdp", "tensor"), "down": P(None, "tensor", "fsdp")}
+    low_rank = fira_jax.LowRank(
+        4, GAP, basis="svd", weight_dimension_numbers=fira_jax.match_paths()
+    )
+    tx = fira_jax.low_rank_project(low_rank)
+    grads = {
+        name: jax.random.normal(jax.random.key(i), shape)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    state = tx.init(grads)
+    expected = jax.jit(lambda grads, state: tx.update(grads, state)[1])(grads, state).bases
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    state_shardings = fira_jax.state_shardings(tx, grads, shardings)
+    spread = jax.device_put((grads, state), (shardings, state_shardings))
+    with jax.set_mesh(mesh):
+        refresh = jax.jit(
+            lambda grads, state: tx.update(grads, state)[1], out_shardings=state_shardings
+        )
+        compiled = refresh.lower(*spread).compile()
+        found = compiled(*spread).bases
+    for name in shapes:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+    text = compiled.as_text()
+    factorised = re.findall(r"= \(f32\[([\d,]*)\]\S*, .*gesdd", text)
+    assert factorised == ["16,24"], factorised
+    assert re.search(r"f32\S* all-to-all\(", text), "matrices do not move"
+    assert "all-gather" not in text, "a matrix is gathered"
+
+
 CHECKS = (
     fira,
     galore_with_traced_hyperparameters,
     apollo_in_partition,
     nnx_optimizer,
     refresh_gathers_no_matrix,
+    exact_svd_is_dealt_out,
 )
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ class Adaptive(Svd):
             raise ValueError(f"smallest must be at least 1, got {self.smallest}")
         require_vectors("of", self.of)
 
+    @property
+    def whole(self) -> bool:  # noqa: D102
+        return getattr(self.of, "whole", False)
+
     def find(  # noqa: D102
         self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array
     ) -> jax.Array:

@@ -29,6 +29,8 @@ class Basis(Protocol):
         columns.
       scale_free: optional, True if missing: whether a gradient's size makes no difference to the
         subspace, so that :meth:`find` may be given it at any.
+      whole: optional, False if missing: whether :meth:`find` needs all of a matrix on one device;
+        each device of a mesh is then dealt matrices of its own.
 
     Example:
       >>> import fira_jax

@@ -74,6 +74,10 @@ class Quantized:
         """Whether a gradient's size makes no difference to the inner basis."""
         return getattr(self.inner, "scale_free", True)
 
+    @property
+    def whole(self) -> bool:  # noqa: D102
+        return getattr(self.inner, "whole", False)
+
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> Linear:  # noqa: D102
         return self._encode(self.inner.init(a, rank, dtype))
 

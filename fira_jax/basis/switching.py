@@ -61,6 +61,10 @@ class Switching:
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {self.decay}")
 
+    @property
+    def whole(self) -> bool:  # noqa: D102
+        return self.start.whole
+
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> Any:  # noqa: D102
         basis = jnp.zeros((a, rank), dtype)
         if self.decay == 0:

@@ -28,6 +28,10 @@ class Tracked(Svd):
         """Checks the argument."""
         require_vectors("start", self.start)
 
+    @property
+    def whole(self) -> bool:  # noqa: D102
+        return getattr(self.start, "whole", False)
+
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: D102
         return jnp.zeros((a, rank), dtype)
 

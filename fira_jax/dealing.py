@@ -1,0 +1,70 @@
+"""Work on many matrices: by all devices together, one after another, or dealt out to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+Read = Callable[[Any], jax.Array]
+"""``where -> matrix``."""
+Find = Callable[[jax.Array, Any], Any]
+"""``(matrix, old) -> new``, of the structure of ``old``."""
+
+
+def one_by_one(read: Read, find: Find, where: Any, old: Any, due: jax.Array) -> Any:
+    """``find(read(where[i]), old[i])`` where ``due[i]``, ``old[i]`` elsewhere, in a loop.
+
+    Each matrix stays split over a mesh as it is; what ``find`` needs whole is gathered.
+    """
+
+    def one(args: tuple[Any, Any, jax.Array]) -> Any:
+        where, old, due = args
+        return jax.lax.cond(due, lambda: find(read(where), old), lambda: old)
+
+    return jax.lax.map(one, (where, old, due))
+
+
+def dealt_out(read: Read, find: Find, where: Any, old: Any, due: jax.Array) -> Any:
+    """The same, a different matrix on each device, as many in a round as there are devices.
+
+    Before a round matrices go from being split to being whole, each on the device whose turn it is,
+    by all-to-alls: a device receives as much as one matrix. The last round is filled up with such
+    that are not due. Without a mesh of automatic axes (``jax.set_mesh``) nothing is dealt out.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto}:
+        return one_by_one(read, find, where, old, due)
+    names, free = mesh.axis_names, PartitionSpec.UNCONSTRAINED
+    rounds = -(-len(due) // mesh.size)
+
+    def cut(x: jax.typing.ArrayLike) -> jax.Array:
+        x = jnp.asarray(x)
+        filling = jnp.zeros((rounds * mesh.size - len(x), *x.shape[1:]), x.dtype)
+        return jnp.concatenate([x, filling]).reshape(rounds, mesh.size, *x.shape[1:])
+
+    def own(matrix: jax.Array, old: Any, due: jax.Array) -> Any:
+        args = jax.tree.map(lambda x: x[0], (matrix, old, due))
+        new = jax.lax.cond(args[2], find, lambda _, old: old, *args[:2])
+        return jax.tree.map(lambda x: x[None], new)
+
+    def one_round(args: tuple[Any, Any, jax.Array]) -> Any:
+        where, old, due = args
+
+        def find_all() -> Any:
+            matrices = jax.lax.map(read, where)
+            # One mesh axis after another: several at once the compiler would rather gather.
+            for i in range(len(names) + 1):
+                spec = PartitionSpec(names[:i], free, free)
+                matrices = jax.lax.with_sharding_constraint(matrices, spec)
+            each = PartitionSpec(names)
+            apart = jax.shard_map(own, in_specs=each, out_specs=each, check_vma=False)
+            return apart(matrices, old, due)
+
+        return jax.lax.cond(jnp.any(due), find_all, lambda: old)
+
+    found = jax.lax.map(one_round, jax.tree.map(cut, (where, old, due)))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(due)], found)
