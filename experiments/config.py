@@ -73,6 +73,9 @@ class PretrainConfig:
     """Largest global gradient norm; 0 switches clipping off."""
     accumulate: int = 1
     """Micro-batches that one update's batch is split into, to save activation memory."""
+    layerwise: bool = False
+    """Update each layer inside the backward pass, so that the whole gradient never exists. The same
+    run up to rounding; --accumulate then cuts the batch within each layer."""
     adaptive_batch: float = 0.0
     """The norm test's eta: batches grow (by doubling, up to --max-batch-size) until the noise of
     the gradient is below this share of it; 0 switches it off. Needs --accumulate of at least 2."""
@@ -207,6 +210,9 @@ def _validate(config: PretrainConfig) -> None:
         raise ValueError(
             f"warmup_steps must be in [0, steps), got {config.warmup_steps} of {config.steps} steps"
         )
+    if config.layerwise and (config.mesh or config.adaptive_batch):
+        other = "mesh" if config.mesh else "adaptive_batch"
+        raise ValueError(f"layerwise is for one device and batches of one size: leave out {other}")
     if config.adaptive_batch < 0:
         raise ValueError(f"adaptive_batch must not be negative, got {config.adaptive_batch}")
     if config.adaptive_batch and config.accumulate < 2:

@@ -1,15 +1,17 @@
-"""LLaMA as the three functions that ``fira_jax.layerwise`` asks for."""
+"""LLaMA as the three functions that ``fira_jax.layerwise`` asks for, and its training step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 import fira_jax
 from experiments.attention import rope_table
-from experiments.model import Layer, LlamaConfig, RMSNorm
+from experiments.model import Layer, Llama, LlamaConfig, RMSNorm
+from experiments.step import TrainState
 
 Params = dict[str, Any]
 
@@ -56,3 +58,35 @@ def llama_parts(config: LlamaConfig, chunk_size: int = 4096) -> Parts:
         return fira_jax.chunked_cross_entropy(x_BxLxD, head, tokens[:, 1:], chunk_size).mean()
 
     return Parts(embed, block, head_loss)
+
+
+def make_layerwise(
+    model_config: LlamaConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    seed: int,
+    accumulate: int = 1,
+    clip_norm: float = 0.0,
+) -> tuple[Callable[[], TrainState], Any]:
+    """What ``experiments.step`` makes for an ordinary run: the first state, and one update."""
+    init, step = fira_jax.layerwise(
+        optimizer,
+        **llama_parts(model_config)._asdict(),
+        micro_batches=accumulate,
+        clip_norm=clip_norm or None,
+    )
+
+    def init_state() -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(Llama(model_config, rngs=nnx.Rngs(seed))))
+        return TrainState(jnp.int32(0), params, init(params))
+
+    def train_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        params, opt_state, metrics = step(state.params, state.opt_state, tokens)
+        values = {
+            "train_loss": metrics["loss"],
+            "lr": jnp.asarray(schedule(state.step)),
+            "grad_norm": metrics["grad_norm"],
+        }
+        return TrainState(state.step + 1, params, opt_state), values
+
+    return init_state, jax.jit(train_step, donate_argnums=0)

@@ -123,13 +123,14 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """The named optimizer on ``schedule``, behind what the run asks for.
 
-    That is global-norm clipping, and the test that says how large the next batch should be.
+    That is global-norm clipping (which a layerwise step does itself), and the test that says how
+    large the next batch should be.
     """
     if config.optimizer not in OPTIMIZERS:
         names = ", ".join(sorted(OPTIMIZERS))
         raise ValueError(f"unknown optimizer {config.optimizer!r}; choose from: {names}")
     optimizer = OPTIMIZERS[config.optimizer](config, schedule)
-    if config.grad_clip > 0:
+    if config.grad_clip > 0 and not config.layerwise:
         optimizer = optax.chain(optax.clip_by_global_norm(config.grad_clip), optimizer)
     if config.adaptive_batch > 0:  # examples are sequences; the test sees the gradient as it came
         test = fira_jax.adapt_batch_size(

@@ -18,6 +18,7 @@ from experiments import data
 from experiments.adaptive_batch import batches_per_update, next_rows
 from experiments.checkpoint import Checkpoints
 from experiments.config import FREE_KEYS, PretrainConfig, claim
+from experiments.layerwise import make_layerwise
 from experiments.mesh import first_process_first, is_first_process, make_mesh, put_batch
 from experiments.metrics import MetricsLog, NoLog, ProgressLine, read_metrics, write_atomically
 from experiments.model import LlamaConfig
@@ -78,6 +79,10 @@ def _train(
     schedule = learning_rate_schedule(config)
     optimizer = build_optimizer(config, schedule)
     graphdef, init_state = make_init(model_config, optimizer, config.seed)
+    if config.layerwise:
+        init_state, train_step = make_layerwise(
+            model_config, optimizer, schedule, config.seed, config.accumulate, config.grad_clip
+        )
     abstract_state = jax.eval_shape(init_state)
     shardings = None
     if mesh is not None:
@@ -100,14 +105,15 @@ def _train(
         state, seconds = jax.jit(init_state, out_shardings=shardings)(), 0.0
     stop = min(config.steps, config.stop_after or config.steps)
 
-    train_step = make_train_step(
-        graphdef,
-        optimizer,
-        schedule,
-        config.accumulate,
-        shardings,
-        adaptive=config.batch_size if config.adaptive_batch else None,
-    )
+    if not config.layerwise:
+        train_step = make_train_step(
+            graphdef,
+            optimizer,
+            schedule,
+            config.accumulate,
+            shardings,
+            adaptive=config.batch_size if config.adaptive_batch else None,
+        )
     evaluate = make_evaluate(graphdef)
     log = MetricsLog(directory, start) if is_first_process() else NoLog()
     with (

@@ -140,6 +140,18 @@ def test_killed_run_continues_bit_for_bit(tiny, finished):
     assert (directory / "metrics.jsonl").read_bytes() == expected
 
 
+@pytest.mark.slow
+def test_a_run_layer_by_layer_has_the_same_losses_and_resumes_exactly(tiny):
+    flags = ("--steps=8", "--accumulate=2", "--grad-clip=0.5", "--checkpoint-every=4")
+    tiny.finish("ordinary", *flags)
+    tiny.finish("layers", *flags, "--layerwise", "--stop-after=5")
+    tiny.finish("layers", *flags, "--layerwise")
+    logs = [read_metrics(tiny.folder / name / "metrics.jsonl") for name in ("ordinary", "layers")]
+    for key in ("train_loss", "grad_norm", "lr"):
+        ordinary, layers = ([record[key] for record in log] for log in logs)
+        np.testing.assert_allclose(layers, ordinary, rtol=1e-3)
+
+
 def test_directory_of_another_run_is_refused(tiny, finished, monkeypatch):
     monkeypatch.setenv("FIRA_JAX_CACHE", tiny.environment["FIRA_JAX_CACHE"])
     config = parse([*tiny.flags, f"--output-dir={finished}", "--lr=0.02", "--rank=4"])
@@ -180,6 +192,7 @@ def test_warmup_follows_the_number_of_steps(tiny):
         ("steps: 10\nwarmup_steps: 10", r"warmup_steps must be in \[0, steps\)"),
         ("accumulate: 3", "batch_size 8 does not split into 3"),
         ("rank: 0", "rank must be at least 1, got 0"),
+        ("layerwise: true\nmesh: fsdp=8", "layerwise is for one device .* leave out mesh"),
     ],
 )
 def test_impossible_settings_are_named(tiny, tmp_path, content, message):
