@@ -64,6 +64,8 @@ def test_unusable_gradients_and_silent_rows(unusable):
     assert np.isfinite(updates).all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(states))
     assert not updates[1].any()
+    for x in states[0].matrices[0]:  # sizes stay as they were
+        np.testing.assert_array_equal(x[1], x[0])
     assert (updates[5] != 0).any()
     assert not updates[:, 2].any()
 
