@@ -18,6 +18,9 @@ from fira_jax.quantized_weights import (
 )
 from fira_jax.subspace import Params
 
+# Of weights in 8 bits: what is decoded in float32 at a time.
+_ROWS_AT_A_TIME = 256
+
 Batch = Any
 """Whatever the model reads: a pytree of arrays."""
 
@@ -150,12 +153,12 @@ def layerwise(
         params: Params, state: dict[str, Any], batch: Batch
     ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
         tx, one = optimizer_of(params), _with_one_layer(params, layers)
-        outer = dequantize_weights({name: params[name] for name in params if name != layers})
+        outer = _decoded({name: params[name] for name in params if name != layers})
         # The gradient of what lies below the layers is complete only after them.
         below = {name: outer[name] for name in used_entries(embed, outer, batch)}
 
         def decoded(layer: Any, x: Any) -> Any:
-            return block(dequantize_weights(layer), x)
+            return block(_decoded(layer), x)
 
         x, embed_vjp = jax.vjp(lambda below: embed({**outer, **below}, batch), below)
         x, inputs = jax.lax.scan(
@@ -167,7 +170,7 @@ def layerwise(
         above = {name: grads.pop(name) for name in outer if name not in below}
 
         def block_vjp(layer: Any, x: Any, dx: Any) -> tuple[Any, Any]:
-            return _summed_vjp(block, micro_batches, dequantize_weights(layer), x, dx)
+            return _summed_vjp(block, micro_batches, _decoded(layer), x, dx)
 
         def embed_grads(dx: Any) -> dict[str, Any]:
             return jax.tree.map(jnp.add, embed_vjp(dx)[0], grads)
@@ -195,7 +198,7 @@ def layerwise(
         def update(
             name: str, grads: Any, state: Any, stored: Any, layer: jax.typing.ArrayLike = 0
         ) -> tuple[Any, Any]:
-            value = dequantize_weights(stored)
+            value = _decoded(stored)
             updates, new_state = tx.update(
                 _only(one, name, grads), state, _only(one, name, value), value=loss
             )
@@ -203,7 +206,13 @@ def layerwise(
                 return optax.apply_updates(value, updates[name]), new_state
             # No two layers, and no two steps, are rounded alike.
             number = state[-1].count * count + layer
-            new = apply_quantized_updates({name: stored}, {name: updates[name]}, number, seed=seed)
+            new = apply_quantized_updates(
+                {name: stored},
+                {name: updates[name]},
+                number,
+                seed=seed,
+                rows_at_a_time=_ROWS_AT_A_TIME,
+            )
             return new[name], new_state
 
         def backward(carry: Any, numbered: Any) -> tuple[Any, None]:
@@ -255,6 +264,10 @@ def _with_one_layer(params: Params, layers: str) -> dict[str, Any]:
         )
         for name, value in params.items()
     }
+
+
+def _decoded(weights: Any) -> Params:
+    return dequantize_weights(weights, rows_at_a_time=_ROWS_AT_A_TIME)
 
 
 class _StepCountState(NamedTuple):

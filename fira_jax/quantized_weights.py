@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -105,11 +106,13 @@ def quantize_weights(
     return jax.tree_util.tree_map_with_path(quantize, params, chosen)
 
 
-def dequantize_weights(weights: Any) -> Params:
+def dequantize_weights(weights: Any, *, rows_at_a_time: int | None = None) -> Params:
     """The parameters that ``weights`` stand for, in their own dtypes; made anew for each step.
 
     Args:
       weights: what :func:`quantize_weights` returned.
+      rows_at_a_time: decodes so many rows at a time, one after the other, to bound temporaries in
+        float32, several times as large as a weight. Not for weights that are spread over devices.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
@@ -117,11 +120,13 @@ def dequantize_weights(weights: Any) -> Params:
       >>> fira_jax.dequantize_weights(weights)["w"].dtype
       dtype(bfloat16)
     """
-    return jax.tree.map(
-        lambda x: _decode(x).astype(x.dtype) if _is_quantized(x) else x,
-        weights,
-        is_leaf=_is_quantized,
-    )
+
+    def decode(x: Any) -> Any:
+        if not _is_quantized(x):
+            return x
+        return _by_rows(lambda row, _: _decode(row).astype(x.dtype), x, rows_at_a_time)
+
+    return jax.tree.map(decode, weights, is_leaf=_is_quantized)
 
 
 def apply_quantized_updates(
@@ -130,6 +135,7 @@ def apply_quantized_updates(
     step: jax.typing.ArrayLike,
     *,
     seed: jax.typing.ArrayLike = 0,
+    rows_at_a_time: int | None = None,
 ) -> Any:
     """``optax.apply_updates`` for weights in 8 bits, rounded at random, right on average.
 
@@ -142,6 +148,7 @@ def apply_quantized_updates(
       step: count of steps taken. With ``seed``, path and position it decides the rounding, so that
         a resumed run repeats it.
       seed: seeds the rounding.
+      rows_at_a_time: as in :func:`dequantize_weights`; makes no difference to the result.
 
     Raises:
       ValueError: ``updates`` has not one array for each weight.
@@ -160,11 +167,34 @@ def apply_quantized_updates(
     new: list[Any] = []
     for (path, x), update in zip(paths, flat, strict=True):
         if _is_quantized(x):
-            bits = random_bits(seed, step, path_name(path), x.codes.shape)
-            new.append(_encode(_decode(x) + update, x.group, x.dtype, bits))
+            name = path_name(path)
+
+            def add(x: Any, first_row: Any, update: jax.Array, name: str = name) -> Any:
+                bits = random_bits(seed, step, name, x.codes.shape, first_row)
+                return _encode(_decode(x) + update, x.group, x.dtype, bits)
+
+            new.append(_by_rows(add, x, rows_at_a_time, update))
         else:
             new.append(jnp.asarray(x + update).astype(x.dtype))
     return jax.tree.unflatten(treedef, new)
+
+
+def _by_rows(
+    f: Callable[..., Any], x: QuantizedWeight, rows_at_a_time: int | None, *others: jax.Array
+) -> Any:
+    """``f(rows, number of the first, *others)``, at once or some rows after the others."""
+    leading = x.codes.shape[:-1]
+    rows = math.prod(leading)
+    if rows_at_a_time is None or rows <= rows_at_a_time:
+        return f(x, 0, *others)
+    flat = lambda a: a.reshape(rows, a.shape[-1])  # noqa: E731
+    scanned = jax.tree.map(flat, (x, others))
+    found = jax.lax.map(
+        lambda row: f(row[0][0], row[1], *row[0][1]),
+        (scanned, jnp.arange(rows)),
+        batch_size=rows_at_a_time,
+    )
+    return jax.tree.map(lambda a: a.reshape(*leading, a.shape[-1]), found)
 
 
 def _encode(x: jax.Array, group: int, dtype: np.dtype, random: jax.Array) -> QuantizedWeight:

@@ -10,7 +10,11 @@ import jax.numpy as jnp
 
 
 def random_bits(
-    seed: jax.typing.ArrayLike, step: jax.typing.ArrayLike, name: str, shape: tuple[int, ...]
+    seed: jax.typing.ArrayLike,
+    step: jax.typing.ArrayLike,
+    name: str,
+    shape: tuple[int, ...],
+    first_row: jax.typing.ArrayLike = 0,
 ) -> jax.Array:
     """Independent uint32 numbers, by hashing ``seed``, ``step``, ``name`` and each position.
 
@@ -22,6 +26,7 @@ def random_bits(
       step: a whole number, such as the count of steps taken.
       name: what the numbers are for, such as a parameter's path.
       shape: how many.
+      first_row: which of the rows of a larger array, all axes but the last in one, comes first.
     """
     word = jnp.uint32(zlib.crc32(name.encode()))
     for other in (seed, step):
@@ -29,6 +34,7 @@ def random_bits(
     rows = math.prod(shape[:-1])
     plane = (rows, shape[-1]) if shape else (1, 1)
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, plane, i) for i in (0, 1))
+    row += jnp.asarray(first_row).astype(jnp.uint32)
     x = (row * jnp.uint32(0x9E3779B1) ^ word) + (column * jnp.uint32(0x85EBCA77) ^ _mix(~word))
     return _mix(x).reshape(shape)
 

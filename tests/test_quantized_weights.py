@@ -129,3 +129,15 @@ def test_errors():
     weights = quantize(params())
     with pytest.raises(ValueError, match=r"updates have 1 leaves .* initialised for 4"):
         fira_jax.apply_quantized_updates(weights, {"wide": jnp.zeros((16, 600))}, 0)
+
+
+def test_some_rows_at_a_time_give_the_same():
+    params = {"w": jnp.asarray(normal(0, 3, 5, 40)), "bias": jnp.ones(7)}
+    stored = fira_jax.quantize_weights(params, group=16, min_size=1)
+    updates = {"w": 1e-3 * jnp.asarray(normal(1, 3, 5, 40)), "bias": jnp.ones(7)}
+
+    def both(rows):
+        new = fira_jax.apply_quantized_updates(stored, updates, 3, rows_at_a_time=rows)
+        return new, fira_jax.dequantize_weights(new, rows_at_a_time=rows)
+
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.jit(both, static_argnums=0), (None, 4)))
