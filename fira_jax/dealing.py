@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.lax import with_sharding_constraint
 from jax.sharding import AxisType, PartitionSpec
 
 Read = Callable[[Any], jax.Array]
@@ -31,14 +32,14 @@ def one_by_one(read: Read, find: Find, where: Any, old: Any, due: jax.Array) -> 
 def dealt_out(read: Read, find: Find, where: Any, old: Any, due: jax.Array) -> Any:
     """The same, a different matrix on each device, as many in a round as there are devices.
 
-    Before a round matrices go from being split to being whole, each on the device whose turn it is,
-    by all-to-alls: a device receives as much as one matrix. The last round is filled up with such
-    that are not due. Without a mesh of automatic axes (``jax.set_mesh``) nothing is dealt out.
+    Before a round each matrix is split by its rows over all devices, then an all-to-all makes it
+    whole on one: a device receives as much as one matrix, or two. The last round is filled up with
+    such that are not due. Without a mesh of automatic axes (``jax.set_mesh``) nothing is dealt out.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto}:
         return one_by_one(read, find, where, old, due)
-    names, free = mesh.axis_names, PartitionSpec.UNCONSTRAINED
+    names = mesh.axis_names
     rounds = -(-len(due) // mesh.size)
 
     def cut(x: jax.typing.ArrayLike) -> jax.Array:
@@ -55,12 +56,11 @@ def dealt_out(read: Read, find: Find, where: Any, old: Any, due: jax.Array) -> A
         where, old, due = args
 
         def find_all() -> Any:
-            matrices = jax.lax.map(read, where)
-            # One mesh axis after another: several at once the compiler would rather gather.
-            for i in range(len(names) + 1):
-                spec = PartitionSpec(names[:i], free, free)
-                matrices = jax.lax.with_sharding_constraint(matrices, spec)
-            each = PartitionSpec(names)
+            # By rows first, however each is split: left to choose a way for matrices that are split
+            # differently, the compiler would gather them.
+            rows, each = PartitionSpec(names, None), PartitionSpec(names)
+            split = jax.lax.map(lambda at: with_sharding_constraint(read(at), rows), where)
+            matrices = with_sharding_constraint(split, PartitionSpec(None, *rows))
             apart = jax.shard_map(own, in_specs=each, out_specs=each, check_vma=False)
             return apart(matrices, old, due)
 
