@@ -38,6 +38,9 @@ class PretrainConfig:
     """A file in experiments/configs (llama_1m, llama_60m ... llama_7b) or the path of a yaml."""
     optimizer: str = "fira"
     """Name in experiments/optimizers.py, such as fira, galore, swan or adamw."""
+    parametrisation: str | None = None
+    """What stands in place of the layers' kernels, of rank --rank and trained by AdamW: lora,
+    relora (restarting every --update-proj-gap updates), dora, factorised, cola, sltrain or lost."""
     rank: int = 128
     """Dimension of the subspace that each projected matrix's Adam moments live in."""
     update_proj_gap: int = 200
@@ -204,6 +207,13 @@ def _validate(config: PretrainConfig) -> None:
     for name in positive:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.parametrisation and config.optimizer != "adamw":
+        raise ValueError(
+            f"parametrisation {config.parametrisation} is trained by AdamW: with it goes "
+            f"--optimizer adamw, got {config.optimizer}"
+        )
+    if config.parametrisation and config.layerwise:
+        raise ValueError("layerwise is for models of matrices: leave out parametrisation")
     if config.distributed and not config.mesh:
         raise ValueError("distributed needs a mesh, such as --mesh fsdp=8")
     if not 0 <= config.warmup_steps < config.steps:

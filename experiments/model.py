@@ -289,9 +289,12 @@ def _kernel(config: LlamaConfig, rngs: nnx.Rngs, rows: int, columns: int) -> nnx
     return nnx.Param(_normal(rngs.params(), (rows, columns), config.init_std, config.param_dtype))
 
 
-def _matmul(x: jax.Array, kernel: nnx.Param | jax.Array, dtype: Any = None) -> jax.Array:
+def _matmul(x: jax.Array, kernel: Any, dtype: Any = None) -> jax.Array:
     # One flat axis of tokens: with batch and sequence apart, XLA's CPU code takes nearly twice as
     # long over the gradient of the same product.
     flat = x.reshape(-1, x.shape[-1])
-    out = jnp.dot(flat, kernel[...].astype(x.dtype), preferred_element_type=dtype)
+    if isinstance(kernel, nnx.Module):  # what experiments/parametrisation.py put in its place
+        out = kernel(flat)
+    else:
+        out = jnp.dot(flat, kernel[...].astype(x.dtype), preferred_element_type=dtype)
     return out.reshape(*x.shape[:-1], -1)

@@ -20,24 +20,44 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32, updates done
     params: Any  # nested dict of arrays
     opt_state: optax.OptState
+    frozen: Any = ()  # the same for arrays of the model that are not trained, if there are any
 
 
 def make_init(
-    model_config: LlamaConfig, optimizer: optax.GradientTransformation, seed: int
+    model_config: LlamaConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    prepare: Callable[[Llama], None] = lambda _: None,
 ) -> tuple[nnx.GraphDef, Callable[[], TrainState]]:
     """The model's structure, and a pure function that builds the first state.
 
-    Nothing is allocated here: trace the function for shapes, jit it for arrays.
+    Nothing is allocated here: trace the function for shapes, jit it for arrays. What ``prepare``
+    changes in the model as it is drawn belongs to both.
     """
 
     def model() -> Llama:
-        return Llama(model_config, rngs=nnx.Rngs(seed))
+        model = Llama(model_config, rngs=nnx.Rngs(seed))
+        prepare(model)
+        return model
 
     def init_state() -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(model()))
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+        params, frozen = split(model())
+        return TrainState(jnp.int32(0), params, optimizer.init(params), frozen)
 
     return nnx.graphdef(nnx.eval_shape(model)), init_state
+
+
+def split(model: Llama) -> tuple[Any, Any]:
+    """The trained arrays of a model, and the others: ``()`` if there are none."""
+    params, frozen = (
+        nnx.to_pure_dict(nnx.state(model, which)) for which in (nnx.Param, nnx.Not(nnx.Param))
+    )
+    return params, frozen or ()
+
+
+def merge(graphdef: nnx.GraphDef, params: Any, frozen: Any) -> Llama:
+    """Undoes :func:`split`."""
+    return nnx.merge(graphdef, params, *([frozen] if frozen else []))
 
 
 def make_train_step(
@@ -59,11 +79,11 @@ def make_train_step(
     ``accumulate`` micro-batches, and the optimizer is told how far their gradients spread.
     """
 
-    def loss_and_grads(params: Any, tokens_BxL: jax.Array) -> tuple[jax.Array, Any]:
-        return jax.value_and_grad(lambda p: loss(nnx.merge(graphdef, p), tokens_BxL))(params)
+    def loss_and_grads(params: Any, frozen: Any, tokens_BxL: jax.Array) -> tuple[jax.Array, Any]:
+        return jax.value_and_grad(lambda p: loss(merge(graphdef, p, frozen), tokens_BxL))(params)
 
     def mean_over_micro_batches(
-        params: Any, tokens_BxL: jax.Array
+        params: Any, frozen: Any, tokens_BxL: jax.Array
     ) -> tuple[jax.Array, Any, jax.Array | None]:
         count = accumulate * (len(tokens_BxL) // adaptive if adaptive else 1)
         micro_AxBxL = tokens_BxL.reshape(count, -1, tokens_BxL.shape[-1])
@@ -71,7 +91,7 @@ def make_train_step(
 
         def add(total: Any, tokens_BxL: jax.Array) -> tuple[Any, jax.Array | None]:
             # Summed in float32: in bfloat16 the eighth micro-batch would lose its last three bits.
-            parts = loss_and_grads(params, tokens_BxL)
+            parts = loss_and_grads(params, frozen, tokens_BxL)
             total = jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, parts)
             return total, fira_jax.squared_norm(parts[1]) if adaptive else None
 
@@ -83,9 +103,11 @@ def make_train_step(
     def train_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         told, values = {}, {}
         if accumulate == 1:
-            train_loss, grads = loss_and_grads(state.params, tokens)
+            train_loss, grads = loss_and_grads(state.params, state.frozen, tokens)
         else:
-            train_loss, grads, squared_norms = mean_over_micro_batches(state.params, tokens)
+            train_loss, grads, squared_norms = mean_over_micro_batches(
+                state.params, state.frozen, tokens
+            )
             if squared_norms is not None:
                 each = len(tokens) // len(squared_norms)
                 told = {"gradient_variance": fira_jax.gradient_variance(squared_norms, grads, each)}
@@ -97,7 +119,7 @@ def make_train_step(
             "grad_norm": optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads)),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), values
+        return TrainState(state.step + 1, params, opt_state, state.frozen), values
 
     if state_shardings is None:
         return jax.jit(train_step, donate_argnums=0)
@@ -114,14 +136,17 @@ def make_state_shardings(
         NamedSharding(mesh, PartitionSpec()),  # type: ignore[arg-type]  # in an array's place
         params,
         fira_jax.state_shardings(optimizer, state.params, params),
+        param_shardings(mesh, state.frozen),
     )
 
 
-def make_evaluate(graphdef: nnx.GraphDef) -> Callable[[Any, Iterable[jax.Array]], jax.Array]:
-    """A function ``(params, batches) -> mean loss``, float32, over equally large batches."""
-    batch_loss = jax.jit(lambda params, tokens: loss(nnx.merge(graphdef, params), tokens))
+def make_evaluate(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
+    """A function ``(params, batches, frozen=()) -> mean loss`` over equally large batches."""
+    batch_loss = jax.jit(
+        lambda params, frozen, tokens: loss(merge(graphdef, params, frozen), tokens)
+    )
 
-    def evaluate(params: Any, batches: Iterable[jax.Array]) -> jax.Array:
-        return jnp.mean(jnp.stack([batch_loss(params, tokens) for tokens in batches]))
+    def evaluate(params: Any, batches: Iterable[jax.Array], frozen: Any = ()) -> jax.Array:
+        return jnp.mean(jnp.stack([batch_loss(params, frozen, tokens) for tokens in batches]))
 
     return evaluate

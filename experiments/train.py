@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -24,6 +25,7 @@ from experiments.metrics import MetricsLog, NoLog, ProgressLine, read_metrics, w
 from experiments.model import LlamaConfig
 from experiments.model_configs import load_model_config
 from experiments.optimizers import build_optimizer, learning_rate_schedule
+from experiments.parametrisation import make_restart, parametrise, restarting
 from experiments.step import (
     make_evaluate,
     make_init,
@@ -76,9 +78,10 @@ def _train(
 ) -> dict[str, Any]:
     """The run itself, once it is known what it is and that it is not finished."""
     directory = config.directory
-    schedule = learning_rate_schedule(config)
+    schedule = restarting(config, learning_rate_schedule(config))
     optimizer = build_optimizer(config, schedule)
-    graphdef, init_state = make_init(model_config, optimizer, config.seed)
+    prepare = functools.partial(parametrise, config=config)
+    graphdef, init_state = make_init(model_config, optimizer, config.seed, prepare)
     if config.layerwise:
         init_state, train_step = make_layerwise(
             model_config, optimizer, schedule, config.seed, config.accumulate, config.grad_clip
@@ -115,6 +118,7 @@ def _train(
             adaptive=config.batch_size if config.adaptive_batch else None,
         )
     evaluate = make_evaluate(graphdef)
+    restart = make_restart(config, graphdef, shardings)
     log = MetricsLog(directory, start) if is_first_process() else NoLog()
     with (
         closing(batches),
@@ -135,6 +139,8 @@ def _train(
             line.tokens_per_step = len(rows) * config.seq_len
             state, values = train_step(state, put_batch(rows, mesh))
             report.submit(step, values)
+            if config.parametrisation == "relora" and step % config.update_proj_gap == 0:
+                state = restart(state)
             evaluate_now = step % config.eval_every == 0 or step == config.steps
             save_now = step % config.checkpoint_every == 0 or step == stop
             if not (evaluate_now or save_now):
@@ -142,7 +148,7 @@ def _train(
             jax.block_until_ready(state)
             seconds += time.perf_counter() - began
             if evaluate_now:
-                report.add({"eval_loss": evaluate(state.params, validation)})
+                report.add({"eval_loss": evaluate(state.params, validation, state.frozen)})
             line.skip_time()
             if save_now:
                 report.flush()  # a checkpoint never gets ahead of the log
@@ -167,7 +173,7 @@ def _train(
         "perplexity": last["perplexity"],
         "bits_per_byte": last["eval_loss"] / math.log(2) / tokens.bytes_per_token,
         "tokens_per_second": sequences * config.seq_len / seconds,
-        "parameters": model_config.parameter_count,
+        "parameters": sum(x.size for x in jax.tree.leaves(abstract_state.params)),
         "optimizer_state_bytes": tree_bytes(abstract_state.opt_state),
     }
     write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
