@@ -21,6 +21,8 @@ from fira_jax.limiter import norm_growth_limit as norm_growth_limit
 from fira_jax.low_rank import LowRank as LowRank
 from fira_jax.matrices import OnMatricesState as OnMatricesState
 from fira_jax.matrices import on_matrices as on_matrices
+from fira_jax.memory import Memory as Memory
+from fira_jax.memory import memory as memory
 from fira_jax.methods.adadagrad import AdaGradNormState as AdaGradNormState
 from fira_jax.methods.adadagrad import adadagrad as adadagrad
 from fira_jax.methods.adadagrad import scale_by_adagrad_norm as scale_by_adagrad_norm

@@ -59,9 +59,9 @@ class Description:
         body = [
             (
                 row.path,
-                _times(row.shape),
+                shape_in_words(row.shape),
                 *_how(row.view),
-                *map(_size, (row.state_bytes, row.adam_bytes)),
+                *map(bytes_in_words, (row.state_bytes, row.adam_bytes)),
             )
             for row in self.rows
         ]
@@ -73,9 +73,10 @@ class Description:
         views = [row.view for row in self.rows if row.view is not None]
         how = "taken as matrices" if views and not any(v.rank for v in views) else "projected"
         share = f" ({self.state_bytes / self.adam_bytes:.1%})" if self.adam_bytes else ""
+        state, adam = bytes_in_words(self.state_bytes), bytes_in_words(self.adam_bytes)
         lines.append(
-            f"{len(views)} of {len(self.rows)} parameters {how}; optimizer state "
-            f"{_size(self.state_bytes)} beside Adam's {_size(self.adam_bytes)}{share}"
+            f"{len(views)} of {len(self.rows)} parameters {how}; optimizer state {state} "
+            f"beside Adam's {adam}{share}"
         )
         return "\n".join(line.rstrip() for line in lines)
 
@@ -123,7 +124,8 @@ def _bytes(x: Any) -> int:
     return math.prod(x.shape) * np.dtype(x.dtype).itemsize
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def shape_in_words(shape: tuple[int, ...]) -> str:
+    """``(64, 256)`` as ``64 x 256``."""
     return " x ".join(map(str, shape)) or "scalar"
 
 
@@ -132,9 +134,9 @@ def _how(view: MatrixView | None) -> tuple[str, str, str]:
         return "-", "-", "-"
     count = math.prod(view.batch_shape)
     matrices = (
-        _times(view.matrix_shape)
+        shape_in_words(view.matrix_shape)
         if not view.batch_shape
-        else f"{count} of {_times(view.matrix_shape)}"
+        else f"{count} of {shape_in_words(view.matrix_shape)}"
     )
     if view.rank == 0:
         return matrices, "-", "-"
@@ -142,7 +144,8 @@ def _how(view: MatrixView | None) -> tuple[str, str, str]:
     return matrices, f"{side} {view.compressed_size}", str(view.rank)
 
 
-def _size(count: int) -> str:
+def bytes_in_words(count: int) -> str:
+    """``18432`` as ``18.0 KiB``."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":

@@ -233,6 +233,27 @@ def exact_svd_is_dealt_out(mesh) -> None:
     assert "all-gather" not in text, "a matrix is gathered"
 
 
+def memory_is_what_each_device_has(mesh) -> None:
+    """The bytes that are predicted for a device are those of the arrays it holds."""
+    adam = fira_jax.quantize_state(optax.scale_by_adam())
+    methods = (
+        fira_jax.fira(LEARNING_RATE, 6, GAP, weight_dimension_numbers=NUMBERS),
+        fira_jax.galore(LEARNING_RATE, 6, base_optimizer=adam, weight_dimension_numbers=NUMBERS),
+        optax.adamw(LEARNING_RATE),
+    )
+    shardings = shardings_on(mesh)
+    params = jax.device_put(normal(0), shardings)
+    for tx in methods:
+        init = jax.jit(tx.init, out_shardings=fira_jax.state_shardings(tx, params, shardings))
+        predicted = fira_jax.memory(tx, params, shardings)
+        for tree, size in (
+            (init(params), predicted.state_bytes),
+            (params, predicted.weight_bytes),
+        ):
+            held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+            assert size == held, (tx, size, held)
+
+
 CHECKS = (
     fira,
     galore_with_traced_hyperparameters,
@@ -240,6 +261,7 @@ CHECKS = (
     nnx_optimizer,
     refresh_gathers_no_matrix,
     exact_svd_is_dealt_out,
+    memory_is_what_each_device_has,
 )
 
 if __name__ == "__main__":
