@@ -8,8 +8,9 @@
 Compiles the whole step ahead of time: forward, backward, update and refresh are one program, in
 bfloat16, optimizer state included, with every matrix projected, embedding and head too. The last
 line is JSON: what the compiler says the program needs. Nothing is run, no time is measured or
-claimed. ``--table`` compiles every row of ``ROWS`` in a process of its own, shows a table and
-writes docs/results/fits.json as it goes; a rerun adds what is missing.
+claimed. ``--table`` compiles every row of ``ROWS`` in a process of its own, shows a table beside
+what ``experiments.memory`` predicts, and writes docs/results/fits.json as it goes; a rerun adds
+what is missing.
 """
 
 import argparse
@@ -94,6 +95,36 @@ def build_optimizer(method: str, rank: int) -> Any:
     return getattr(fira_jax, method)(1e-3, rank=rank, **options)
 
 
+def model_of(args: argparse.Namespace) -> Any:
+    """Architecture and numerics of a row."""
+    import jax.numpy as jnp  # noqa: PLC0415
+
+    from experiments.model_configs import load_model_config  # noqa: PLC0415
+
+    return dataclasses.replace(
+        load_model_config(args.model)[0],
+        dtype=jnp.bfloat16,
+        param_dtype=jnp.bfloat16,
+        max_sequence_length=args.seq_len,
+        remat=True,
+    )
+
+
+def predicted_gib(args: argparse.Namespace) -> float:
+    """The peak that ``experiments.memory`` predicts, without the compiler."""
+    from experiments.memory import predict  # noqa: PLC0415
+
+    prediction = predict(
+        model_of(args),
+        build_optimizer(args.method, args.rank),
+        args.batch,
+        args.seq_len,
+        args.micro_batches,
+        layerwise=not args.ordinary,
+    )
+    return round(prediction.peak_bytes / GIB, 2)
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Compiles the step and reads the compiler's analysis."""
     import jax  # noqa: PLC0415
@@ -104,17 +135,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import fira_jax  # noqa: PLC0415
     from experiments.layerwise import llama_parts  # noqa: PLC0415
     from experiments.model import Llama  # noqa: PLC0415
-    from experiments.model_configs import load_model_config  # noqa: PLC0415
     from experiments.step import make_init, make_train_step  # noqa: PLC0415
 
     device, memory_gib = device_of(args.topology)
-    config = dataclasses.replace(
-        load_model_config(args.model)[0],
-        dtype=jnp.bfloat16,
-        param_dtype=jnp.bfloat16,
-        max_sequence_length=args.seq_len,
-        remat=True,
-    )
+    config = model_of(args)
     tx = build_optimizer(args.method, args.rank)
     where = jax.sharding.NamedSharding(
         jax.sharding.Mesh(np.array([device]), ("chip",)), jax.sharding.PartitionSpec()
@@ -210,25 +234,29 @@ def compile_table(limit: float) -> None:
             "tokens_per_step": args.batch * args.seq_len,
             "micro_batches": args.micro_batches,
         }
-        if any(all(row[name] == key[name] for name in names) for row in rows):
+        row = next((row for row in rows if all(row[name] == key[name] for name in names)), None)
+        if row is not None and "predicted_gib" in row:
             continue
-        print("compiling", *command, flush=True)
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.fits", *command],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-                timeout=limit,
-            )
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-            print(error, flush=True)  # the other rows do not depend on it
-            continue
-        rows.append(key | json.loads(done.stdout.splitlines()[-1]))
+        if row is None:
+            print("compiling", *command, flush=True)
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", "benchmarks.fits", *command],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                    timeout=limit,
+                )
+            except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+                print(error, flush=True)  # the other rows do not depend on it
+                continue
+            row = key | json.loads(done.stdout.splitlines()[-1])
+            rows.append(row)
+        row["predicted_gib"] = predicted_gib(args)
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(RESULT, json.dumps({"rows": rows}, indent=1) + "\n")
 
-    shown = (*names[:-1], "fits", "peak_gib", "memory_gib", "state_gib", "compile_s")
+    shown = (*names[:-1], "fits", "peak_gib", "predicted_gib", "memory_gib", "compile_s")
     table = Table(*(name.replace("_", " ") for name in shown))
     for row in rows:
         table.add_row(*("-" if row[name] is None else str(row[name]) for name in shown))

@@ -63,6 +63,21 @@ def make_mesh(text: str) -> Mesh:
     Raises:
         ValueError: not of this form, or not as many devices as there are.
     """
+    sizes = mesh_sizes(text)
+    if math.prod(sizes.values()) != jax.device_count():
+        raise ValueError(
+            f"mesh {text!r} has {math.prod(sizes.values())} devices, but there are "
+            f"{jax.device_count()}"
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """The size of every axis that ``text`` describes, 1 if it is not named.
+
+    Raises:
+        ValueError: not of the form ``data=2,fsdp=4``.
+    """
     sizes = dict.fromkeys(AXES, 1)
     try:
         given = [part.split("=") for part in text.split(",")]
@@ -71,13 +86,7 @@ def make_mesh(text: str) -> Mesh:
         named = {}
     if not named or not named.keys() <= sizes.keys() or min(named.values()) < 1:
         raise ValueError(f"mesh must be like data=2,fsdp=4 with axes {AXES}, got {text!r}")
-    sizes |= named
-    if math.prod(sizes.values()) != jax.device_count():
-        raise ValueError(
-            f"mesh {text!r} has {math.prod(sizes.values())} devices, but there are "
-            f"{jax.device_count()}"
-        )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return sizes | named
 
 
 def param_shardings(mesh: Mesh, params: Any) -> Any:
