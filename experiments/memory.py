@@ -179,13 +179,17 @@ def predict(
     if layerwise and devices > 1:
         raise ValueError("the layerwise step is for one device: leave out --mesh or --layerwise")
     rate = optax.constant_schedule(1e-3)
+    model = dataclasses.replace(model, max_sequence_length=seq_len + 100)
     if layerwise:
         init_state, step = make_layerwise(model, optimizer, rate, seed=0, accumulate=accumulate)
     else:
         graphdef, init_state = make_init(model, optimizer, seed=0)
         step = make_train_step(graphdef, optimizer, rate, accumulate)
     state = jax.eval_shape(init_state)
-    tokens = jax.ShapeDtypeStruct((batch_size // shares, seq_len + 1), jnp.int32)
+    rows, sides = batch_size // shares, {n for x in jax.tree.leaves(state) for n in x.shape}
+    while devices > 1 and sides & {seq_len, rows * seq_len}:
+        seq_len += 1  # an activation must not have the sides of a weight or state by chance
+    tokens = jax.ShapeDtypeStruct((rows, seq_len + 1), jnp.int32)
     program = jax.make_jaxpr(step)(state, tokens)
     size: Size = nbytes
     gathered, of_params, of_state = 0, None, None
@@ -249,8 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the prediction for a command line."""
     config = parse(argv)
     numerics = {"dtype": config.dtype, "param_dtype": config.dtype, "remat": config.remat}
-    length = {"max_sequence_length": config.seq_len}
-    model = dataclasses.replace(load_model_config(config.model)[0], **numerics, **length)
+    model = dataclasses.replace(load_model_config(config.model)[0], **numerics)
     run = PretrainConfig(
         model=config.model, optimizer=config.optimizer, rank=config.rank, basis=config.basis
     )
