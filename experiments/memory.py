@@ -50,7 +50,7 @@ CHIPS_GIB = {
     "H100": 79.1,
     "TPU v5p": 95.74,
 }
-# How far the estimate may be off, see tests/experiments/test_memory.py.
+# How far the estimate may be off, see tests/experiments/test_step_memory.py.
 MARGIN = 0.1
 
 
