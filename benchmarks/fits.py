@@ -39,6 +39,7 @@ METHODS = ("fira", "galore", "apollo_mini", "adamw")
 ROWS = [
     ("llama_7b", "rtx4090", "--batch 1"),
     ("llama_7b", "rtx4090", "--batch 2"),
+    ("llama_7b", "rtx4090", "--batch 4"),
     ("llama_7b", "rtx4090", "--batch 1 --ordinary"),
     ("llama_7b", "rtx4080", "--batch 1"),
     ("llama_7b", "h100", "--batch 1 --method adamw"),
@@ -48,6 +49,7 @@ ROWS = [
     ("llama_7b", "v5e:1x1", "--batch 1 --method apollo_mini"),
     ("llama_7b", "v5e:1x1", "--batch 1 --ordinary"),
     ("llama_13b", "v6e:1x1", "--batch 1"),
+    ("llama_13b", "v5e:1x1", "--batch 1 --seq-len 1024 --weights int8"),
     ("llama_7b", "v6e:1x1", "--batch 1 --rank 1024"),
     ("llama_7b", "v5e:1x1", "--batch 1 --method galore"),
 ]
@@ -110,6 +112,13 @@ def model_of(args: argparse.Namespace) -> Any:
     )
 
 
+def storage(args: argparse.Namespace) -> dict[str, Any]:
+    """In which form a layerwise step keeps the weights."""
+    from experiments.layerwise import in_8_bits  # noqa: PLC0415
+
+    return {"store": in_8_bits} if args.weights == "int8" else {}
+
+
 def predicted_gib(args: argparse.Namespace) -> float:
     """The peak that ``experiments.memory`` predicts, without the compiler."""
     from experiments.memory import predict  # noqa: PLC0415
@@ -121,6 +130,7 @@ def predicted_gib(args: argparse.Namespace) -> float:
         args.seq_len,
         args.micro_batches,
         layerwise=not args.ordinary,
+        **storage(args),
     )
     return round(prediction.peak_bytes / GIB, 2)
 
@@ -130,11 +140,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import jax  # noqa: PLC0415
     import jax.numpy as jnp  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
-    from flax import nnx  # noqa: PLC0415
 
-    import fira_jax  # noqa: PLC0415
-    from experiments.layerwise import llama_parts  # noqa: PLC0415
-    from experiments.model import Llama  # noqa: PLC0415
+    from experiments.layerwise import make_layerwise  # noqa: PLC0415
     from experiments.step import make_init, make_train_step  # noqa: PLC0415
 
     device, memory_gib = device_of(args.topology)
@@ -150,27 +157,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     tokens = there(jax.ShapeDtypeStruct((args.batch, args.seq_len + 1), jnp.int32))
     if args.ordinary:
         graphdef, init_state = make_init(config, tx, seed=0)
-        train_state = jax.eval_shape(init_state)
-        params, state = train_state.params, train_state.opt_state
         step = make_train_step(graphdef, tx, lambda _: 1e-3, args.micro_batches)
-        lowered = step.lower(there(train_state), tokens)
     else:
-        init, layerwise_step = fira_jax.layerwise(
-            tx, **llama_parts(config)._asdict(), micro_batches=args.micro_batches
+        init_state, step = make_layerwise(
+            config, tx, lambda _: 1e-3, 0, args.micro_batches, **storage(args)
         )
-        params = jax.eval_shape(
-            lambda: nnx.to_pure_dict(nnx.state(Llama(config, rngs=nnx.Rngs(0))))
-        )
-        state = jax.eval_shape(init, params)
-        step = jax.jit(layerwise_step, donate_argnums=(0, 1))
-        lowered = step.lower(there(params), there(state), tokens)
+    state = jax.eval_shape(init_state)
+    lowered = step.lower(there(state), tokens)
 
     def gib(tree: Any) -> float:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / GIB
 
     result = {
-        "weights_gib": round(gib(params), 3),
-        "state_gib": round(gib(state), 3),
+        "weights_gib": round(gib(state.params), 3),
+        "state_gib": round(gib(state.opt_state), 3),
         "memory_gib": round(memory_gib, 2),
         "tokens_per_step": args.batch * args.seq_len,
     }
@@ -210,6 +210,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seq-len", type=int, default=2048)
     add("--batch", type=int, default=1)
     add("--micro-batches", type=int, default=1, help="pieces of the batch within a layer")
+    add("--weights", choices=("bfloat16", "int8"), default="bfloat16")
     add("--ordinary", action="store_true", help="the ordinary step instead of the layerwise one")
     add("--table", action="store_true", help="all rows, into docs/results/fits.json")
     add("--limit", type=float, default=3600, help="seconds for one row of the table")
@@ -221,7 +222,9 @@ def compile_table(limit: float) -> None:
     from experiments.metrics import write_atomically  # noqa: PLC0415
 
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
-    names = ("model", "topology", "method", "rank", "step", "tokens_per_step", "micro_batches")
+    names = (
+        "model", "topology", "method", "rank", "weights", "step", "tokens_per_step", "micro_batches"
+    )  # fmt: skip
     for model, topology, further in ROWS:
         command = ["--model", model, "--topology", topology, *further.split()]
         args = parser().parse_args(command)
@@ -230,6 +233,7 @@ def compile_table(limit: float) -> None:
             "topology": args.topology,
             "method": args.method,
             "rank": {"adamw": None, "apollo_mini": 1}.get(args.method, args.rank),
+            "weights": args.weights,
             "step": "ordinary" if args.ordinary else "layerwise",
             "tokens_per_step": args.batch * args.seq_len,
             "micro_batches": args.micro_batches,

@@ -88,7 +88,7 @@ def train(
 
     @jax.jit
     def start() -> Any:
-        _, params, state = init()
+        _, params, state, _ = init()
         return store(params), state
 
     @jax.jit

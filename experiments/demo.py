@@ -104,7 +104,7 @@ def update_milliseconds(configs: list[PretrainConfig], rounds: int = 40) -> dict
     for config in configs:
         optimizer = build_optimizer(config, learning_rate_schedule(config))
         _, init_state = make_init(train.resolve_model(config), optimizer, config.seed)
-        _, params, state = jax.jit(init_state)()
+        _, params, state, _ = jax.jit(init_state)()
         grads = jax.tree.map(lambda p: 1e-3 * jax.random.normal(jax.random.key(1), p.shape), params)
 
         def update(params: Any, state: Any, grads: Any, optimizer: Any = optimizer) -> Any:

@@ -67,8 +67,12 @@ def make_layerwise(
     seed: int,
     accumulate: int = 1,
     clip_norm: float = 0.0,
+    store: Callable[[Params], Params] = lambda params: params,
 ) -> tuple[Callable[[], TrainState], Any]:
-    """What ``experiments.step`` makes for an ordinary run: the first state, and one update."""
+    """What ``experiments.step`` makes for an ordinary run: the first state, and one update.
+
+    ``store`` says in which form the weights are kept, such as :func:`in_8_bits`.
+    """
     init, step = fira_jax.layerwise(
         optimizer,
         **llama_parts(model_config)._asdict(),
@@ -78,7 +82,8 @@ def make_layerwise(
 
     def init_state() -> TrainState:
         params = nnx.to_pure_dict(nnx.state(Llama(model_config, rngs=nnx.Rngs(seed))))
-        return TrainState(jnp.int32(0), params, init(params))
+        weights = store(params)
+        return TrainState(jnp.int32(0), weights, init(weights))
 
     def train_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         params, opt_state, metrics = step(state.params, state.opt_state, tokens)
@@ -90,3 +95,13 @@ def make_layerwise(
         return TrainState(state.step + 1, params, opt_state), values
 
     return init_state, jax.jit(train_step, donate_argnums=0)
+
+
+def in_8_bits(params: Params) -> Params:
+    """All weights but those of norms as ``fira_jax.QuantizedWeight``."""
+
+    def is_matrix(path: Any, _: Any) -> bool:
+        return "norm" not in jax.tree_util.keystr(path)
+
+    mask = jax.tree_util.tree_map_with_path(is_matrix, params)
+    return fira_jax.quantize_weights(params, mask=mask)

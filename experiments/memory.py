@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -152,6 +152,7 @@ def predict(
     *,
     layerwise: bool = False,
     sizes: dict[str, int] | None = None,
+    store: Callable[[Any], Any] = lambda params: params,
 ) -> Prediction:
     """What a step takes on each device.
 
@@ -163,6 +164,7 @@ def predict(
         accumulate: Micro-batches.
         layerwise: Whether the optimizer works within the backward pass.
         sizes: Of the axes of a mesh, as ``mesh_sizes`` gives them; None for one device.
+        store: With ``layerwise``, in which form the weights are kept.
 
     Raises:
         ValueError: The batch does not divide into micro-batches and among devices, or the layerwise
@@ -181,7 +183,7 @@ def predict(
     rate = optax.constant_schedule(1e-3)
     model = dataclasses.replace(model, max_sequence_length=seq_len + 100)
     if layerwise:
-        init_state, step = make_layerwise(model, optimizer, rate, seed=0, accumulate=accumulate)
+        init_state, step = make_layerwise(model, optimizer, rate, 0, accumulate, store=store)
     else:
         graphdef, init_state = make_init(model, optimizer, seed=0)
         step = make_train_step(graphdef, optimizer, rate, accumulate)
