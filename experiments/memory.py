@@ -254,7 +254,7 @@ def parse(argv: Sequence[str] | None = None) -> MemoryConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the prediction for a command line."""
     config = parse(argv)
-    numerics = {"dtype": config.dtype, "param_dtype": config.dtype, "remat": config.remat}
+    numerics: Any = {"dtype": config.dtype, "param_dtype": config.dtype, "remat": config.remat}
     model = dataclasses.replace(load_model_config(config.model)[0], **numerics)
     run = PretrainConfig(
         model=config.model, optimizer=config.optimizer, rank=config.rank, basis=config.basis

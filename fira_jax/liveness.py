@@ -147,7 +147,7 @@ class _Program:
         known |= {v: self._array(v) for v in jaxpr.constvars}
 
         def read(v: Any) -> Array:
-            return Array((), v.aval.dtype, 0) if isinstance(v, Literal) else known[v]
+            return Array((), None, 0) if isinstance(v, Literal) else known[v]
 
         for eqn in jaxpr.eqns:
             name, reads = eqn.primitive.name, [read(v) for v in eqn.invars]

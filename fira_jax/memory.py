@@ -102,7 +102,8 @@ def memory(tx: optax.GradientTransformation, params: Params, param_shardings: An
     """
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), unbox(params))
     state = jax.eval_shape(tx.init, params)
-    size, shardings = nbytes, None
+    size: Size = nbytes
+    shardings = None
     if param_shardings is not None:
         shardings = param_shardings, state_shardings(tx, params, param_shardings)
         size = split_size(tx, params, *shardings)
@@ -120,7 +121,7 @@ def memory(tx: optax.GradientTransformation, params: Params, param_shardings: An
         gradient_bytes=of_weights,
         state_bytes=device_bytes(state, shardings and shardings[1]),
         refresh_bytes=needed.size,
-        largest=largest and (largest.shape, largest.dtype),
+        largest=(largest.shape, largest.dtype) if largest else None,
     )
 
 
