@@ -170,13 +170,14 @@ def _refresh_alike(
             return jax.lax.switch(stack, pick, index)
 
         def find(grad: jax.Array, old: Any) -> Any:
-            grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
-            largest = jnp.max(jnp.abs(grad))
+            # Widened where it is used: a copy in float32 outside the branch would exist beside it.
+            wide = jnp.promote_types(grad.dtype, jnp.float32)
+            largest = jnp.max(jnp.abs(grad)).astype(wide)
             # One over a subnormal number is infinite.
-            usable = jnp.isfinite(largest) & (largest >= jnp.finfo(largest.dtype).tiny)
+            usable = jnp.isfinite(largest) & (largest >= jnp.finfo(wide).tiny)
             unit = largest if getattr(basis, "scale_free", True) else 1
             return jax.lax.cond(
-                usable, lambda: basis.find(grad / unit, old, rank, key), lambda: old
+                usable, lambda: basis.find(grad.astype(wide) / unit, old, rank, key), lambda: old
             )
 
         find_each = dealt_out if getattr(basis, "whole", False) else one_by_one

@@ -393,8 +393,8 @@ MUTANTS = [
     Mutant(
         "gradient not scaled before its factorisation",
         "refresh.py",
-        "basis.find(grad / unit, old, rank, key)",
-        "basis.find(grad, old, rank, key)",
+        "grad.astype(wide) / unit",
+        "grad.astype(wide)",
         (BASIS,),
     ),
     Mutant(

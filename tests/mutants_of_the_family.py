@@ -116,8 +116,8 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("quantized_weights.py", "test_quantized_weights.py"): [
         (
             "weights rounded alike at every step",
-            "random_bits(seed, step, path_name(path), x.codes.shape)",
-            "random_bits(seed, 0, path_name(path), x.codes.shape)",
+            "random_bits(seed, step, name, x.codes.shape",
+            "random_bits(seed, 0, name, x.codes.shape",
         ),
         ("seed of the weights' rounding ignored", "random_bits(seed, step", "random_bits(0, step"),
     ],
