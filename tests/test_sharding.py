@@ -1,5 +1,6 @@
 """State shardings, and that eight devices do what one does, on automatic and explicit meshes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,10 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fira_jax
+from benchmarks import eight_devices
+from experiments.optimizers import OPTIMIZERS
 
+ROOT = Path(__file__).parents[1]
 FLAGS = (
     "--xla_force_host_platform_device_count=8 "
     "--xla_cpu_enable_concurrency_optimized_scheduler=false"
@@ -78,4 +82,17 @@ def test_eight_devices_do_what_one_does(kind):
         check=False,
         timeout=500,
     )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+def test_every_optimizer_was_compared_on_eight_devices():
+    rows = json.loads((ROOT / eight_devices.RESULT).read_text())["rows"]
+    assert rows.keys() == OPTIMIZERS.keys()
+    assert max(row["gap"] for row in rows.values()) <= eight_devices.LARGEST_GAP == 5e-3
+
+
+@pytest.mark.slow
+def test_some_optimizers_on_eight_devices():
+    command = [sys.executable, "-m", "benchmarks.eight_devices", "dct_adamw", "vlorp", "alice"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
