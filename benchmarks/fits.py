@@ -264,7 +264,7 @@ def compile_table(limit: float) -> None:
     table = Table(*(name.replace("_", " ") for name in shown))
     for row in rows:
         table.add_row(*("-" if row[name] is None else str(row[name]) for name in shown))
-    Console().print(table)
+    Console(width=150).print(table)
 
 
 def main() -> None:

@@ -20,11 +20,14 @@ METHODS = {"fira": "Fira", "galore": "GaLore", "apollo_mini": "APOLLO-Mini", "ad
 
 
 def label(row: dict[str, Any]) -> str:
-    """``LLaMA-7B, Fira rank 64, 2,048 tokens, ordinary step``."""
+    """Such as ``LLaMA-7B, Fira rank 64, 2,048 tokens, ordinary step``."""
     rank = f" rank {row['rank']}" if row["rank"] and row["method"] != "apollo_mini" else ""
+    weights = ", int8 weights" if row["weights"] == "int8" else ""
     step = ", ordinary step" if row["step"] == "ordinary" else ""
     model = row["model"].replace("llama_", "LLaMA-").upper().replace("LLAMA", "LLaMA")
-    return f"{model}, {METHODS[row['method']]}{rank}, {row['tokens_per_step']:,} tokens{step}"
+    return (
+        f"{model}, {METHODS[row['method']]}{rank}{weights}, {row['tokens_per_step']:,} tokens{step}"
+    )
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -49,7 +52,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 axes.barh(place, size, 0.75, left, color=colour, alpha=1 if row["fits"] else 0.4)
                 left += size
             verdict = "" if row["fits"] else "  does not fit"
-            axes.text(left + 0.3, place, f"{row['peak_gib']:.1f}{verdict}", va="center")
+            # Not across the line of the chip's memory.
+            at = max(left, memory) if memory - left < 7 else left
+            axes.text(at + 0.6, place, f"{row['peak_gib']:.1f}{verdict}", va="center")
         axes.vlines(memory, begin, place + 0.5, color="#D55E00", linewidth=2)
         place += 1.2
     axes.set_yticks(*zip(*ticks, strict=True))
@@ -59,7 +64,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     handles = [Patch(color=colour, label=name) for name, colour in PARTS.items()]
     handles.append(Patch(color="#D55E00", label="the chip's memory"))
-    axes.legend(handles=handles, loc="lower right", frameon=False)
+    axes.legend(handles=handles, loc="upper right", frameon=False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
