@@ -59,6 +59,21 @@ def test_steps_are_those_of_our_reading(shape):
         np.testing.assert_allclose(updates["w"][t], update, rtol=1e-7, atol=1e-10)
 
 
+def test_rounding_beside_the_diagonal_of_a_core_makes_no_step():
+    """Adam's first step is the sign of what it is given, were it noise."""
+    grads, params = {"w": normal(4, 1, 24, 32)}, {"w": normal(5, 24, 32)}
+    core = fira_jax.gradnormlorp(RATE, 6, GAP, 0.5)
+    updates, _ = run(core, grads, params)
+    exact, _ = run_in_float64(core, grads, params)
+    np.testing.assert_allclose(updates["w"], exact["w"], atol=5e-3 * np.abs(exact["w"]).max())
+
+
+def run_in_float64(tx, grads, params):
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (grads, params))
+        return run(tx, *wide)
+
+
 @pytest.fixture(scope="module")
 def normalised():
     """Stacked layers that move by their gradient, their magnitudes by a tenth of it."""

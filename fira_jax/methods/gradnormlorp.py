@@ -15,7 +15,7 @@ from fira_jax.low_rank import LowRank
 from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
 from fira_jax.plan import Side
 from fira_jax.project import low_rank_project, project_back
-from fira_jax.subspace import Params, Subspace, is_leaf, unbox
+from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, stateless, unbox
 from fira_jax.weight_norm import weight_normalised
 
 
@@ -121,7 +121,8 @@ def _on_cores(
             adam = scale_by_adam_in_subspace(cores, b1, b2, eps)
         else:
             adam = in_subspace(cores, base_optimizer)
-        return in_subspace(low_rank, optax.chain(low_rank_project(cores), adam, project_back()))
+        walk = optax.chain(low_rank_project(cores), _without_rounding(), adam, project_back())
+        return in_subspace(low_rank, walk)
 
     def init(params: Params) -> optax.OptState:
         project = low_rank_project(low_rank)
@@ -134,6 +135,23 @@ def _on_cores(
         return inside(updates).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _without_rounding() -> optax.GradientTransformationExtraArgs:
+    """Sets entries of a core that are below 512 units of rounding of its largest one to zero.
+
+    At a refresh a core is diagonal, both bases being singular vectors of one matrix. Adam's first
+    step would blow up whatever noise stands beside the diagonal to the size of what stands on it.
+    """
+
+    def clear(leaf: Any) -> Any:
+        if not isinstance(leaf, Subspace):
+            return leaf
+        size = jnp.abs(leaf.raw)
+        noise = 512 * jnp.finfo(size.dtype).eps * jnp.max(size, axis=(-2, -1), keepdims=True)
+        return leaf.replace(raw=jnp.where(size > noise, leaf.raw, 0))
+
+    return stateless(lambda updates: map_leaves(clear, updates))
 
 
 def _afterwards(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
