@@ -75,7 +75,7 @@ def factory(name):
     return build
 
 
-def tests_of(cases):
+def contributed_tests_on(cases):
     """Optax's tests, their lists of optimizers replaced by ``cases`` as they are expanded."""
     spec = importlib.util.find_spec("optax.contrib._common_test")
     module = importlib.util.module_from_spec(spec)
@@ -91,8 +91,10 @@ def tests_of(cases):
     return module.ContribTest
 
 
-Always = tests_of([case for case in CASES if case["opt_name"] in ALWAYS])
-Family = pytest.mark.slow(tests_of([case for case in CASES if case["opt_name"] not in ALWAYS]))
+Always = contributed_tests_on([case for case in CASES if case["opt_name"] in ALWAYS])
+Family = pytest.mark.slow(
+    contributed_tests_on([case for case in CASES if case["opt_name"] not in ALWAYS])
+)
 
 
 def test_the_matrix_is_complete():

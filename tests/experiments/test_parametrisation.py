@@ -74,6 +74,7 @@ def test_a_restart_changes_the_factors_and_not_the_model():
     assert [float(schedule(t)) > 0 for t in (7, 8, 9)] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_relora_stops_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("FIRA_JAX_CACHE", str(tmp_path / "cache"))
     flags = [*write_inputs(tmp_path), f"--output-dir={tmp_path / 'run'}", "--optimizer=adamw"]
