@@ -3,7 +3,7 @@
     python -m benchmarks.choices
 
 Trains llama_1m on real text, byte by byte: what becomes of the moments at a refresh, where the
-basis comes from and when, the form of the paper and that of its authors' code, the limiter, the
+basis comes from, the form of the paper and that of its authors' code, the limiter, the
 side. One learning rate for all, so that nothing else differs. Writes docs/results/choices.json
 after every run; a second call goes on where the first was stopped.
 """
@@ -25,7 +25,6 @@ def fira(**options: Any) -> Run:
 DEFAULT = "Fira"
 CHOICES: dict[str, dict[str, Any]] = {
     "moments carried into the new basis": {"moments": "carry"},
-    "refreshes spread over the gap": {"refresh": "staggered"},
     "exact basis (svd)": {"basis": "svd"},
     "exact basis, moments carried": {"basis": "svd", "moments": "carry"},
     "cosine basis (dct)": {"basis": "dct"},

@@ -32,8 +32,6 @@ from benchmarks.tpu_refresh import ENVIRONMENT
 RESULT = Path("docs/results/fits.json")
 GPU_TARGETS = Path(__file__).parent / "gpu_targets"
 GIB = 2**30
-# What a program may use of a TPU's memory, as its compiler says when a program needs more.
-TPU_MEMORY_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
 METHODS = ("fira", "galore", "apollo_mini", "adamw")
 # (model, topology, further options): the smallest first, so that something stands there soon.
 ROWS = [
@@ -59,6 +57,8 @@ def device_of(topology: str) -> tuple[Any, float]:
     """One device of a chip that is not there, and its memory in GiB."""
     from jax.experimental import topologies  # noqa: PLC0415  # after ENVIRONMENT is set
 
+    from experiments.memory import CHIPS_GIB  # noqa: PLC0415
+
     target = GPU_TARGETS / f"{topology}.txtpb"
     if target.exists():
         text = target.read_text()
@@ -69,17 +69,17 @@ def device_of(topology: str) -> tuple[Any, float]:
         assert memory is not None
         return described.devices[0], int(memory[1]) / GIB
     chip, _, shape = topology.partition(":")
-    if chip not in TPU_MEMORY_GIB:
+    if f"TPU {chip}" not in CHIPS_GIB:
         cards = sorted(path.stem for path in GPU_TARGETS.glob("*.txtpb"))
         raise ValueError(
             f"unknown topology {topology!r}: expected one of {', '.join(cards)}, or a TPU such as "
-            f"v5e:1x1 (known chips: {', '.join(TPU_MEMORY_GIB)})"
+            f"v5e:1x1 (known chips: {', '.join(CHIPS_GIB)})"
         )
     bounds = [*map(int, shape.split("x")), 1, 1][:3]
     described = topologies.get_topology_desc(
         platform="tpu", topology_name=topology, chips_per_host_bounds=bounds
     )
-    return described.devices[0], TPU_MEMORY_GIB[chip]
+    return described.devices[0], CHIPS_GIB[f"TPU {chip}"]
 
 
 def build_optimizer(method: str, rank: int) -> Any:
@@ -143,6 +143,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     from experiments.layerwise import make_layerwise  # noqa: PLC0415
     from experiments.step import make_init, make_train_step  # noqa: PLC0415
+    from fira_jax.memory import device_bytes  # noqa: PLC0415
 
     device, memory_gib = device_of(args.topology)
     config = model_of(args)
@@ -165,12 +166,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     state = jax.eval_shape(init_state)
     lowered = step.lower(there(state), tokens)
 
-    def gib(tree: Any) -> float:
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / GIB
-
     result = {
-        "weights_gib": round(gib(state.params), 3),
-        "state_gib": round(gib(state.opt_state), 3),
+        "weights_gib": round(device_bytes(state.params) / GIB, 3),
+        "state_gib": round(device_bytes(state.opt_state) / GIB, 3),
         "memory_gib": round(memory_gib, 2),
         "tokens_per_step": args.batch * args.seq_len,
     }

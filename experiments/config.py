@@ -76,6 +76,8 @@ class PretrainConfig:
     """Largest global gradient norm; 0 switches clipping off."""
     accumulate: int = 1
     """Micro-batches that one update's batch is split into, to save activation memory."""
+    remat: bool = False
+    """Keep only each layer's input for the backward pass and recompute the rest."""
     layerwise: bool = False
     """Update each layer inside the backward pass, so that the whole gradient never exists. The same
     run up to rounding; --accumulate then cuts the batch within each layer."""

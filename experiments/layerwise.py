@@ -78,6 +78,7 @@ def make_layerwise(
         **llama_parts(model_config)._asdict(),
         micro_batches=accumulate,
         clip_norm=clip_norm or None,
+        seed=seed,
     )
 
     def init_state() -> TrainState:

@@ -40,7 +40,7 @@ device) or a larger --mesh fsdp=N. A low rank shrinks only the optimizer state.
 """
 
 GIB = 2**30
-# What a program may use of the memory: for a TPU by its compiler's own account.
+# What a program may use of the memory: for a TPU as its compiler says when a program needs more.
 CHIPS_GIB = {
     "RTX 4080": 15.7,
     "TPU v5e": 15.75,
@@ -93,7 +93,7 @@ class Prediction:
         gathered_bytes: Of weights of other devices that are there while they are used.
         working_bytes: Of everything else at the worst moment: gradients, activations, updates.
         arrays: What that is made of.
-        gradient_bytes: What all gradients take, should they exist together.
+        gradient_bytes: Of all gradients, should they exist together: a part of the former.
     """
 
     weight_bytes: int
@@ -128,6 +128,11 @@ class Prediction:
                 line("weights", self.weight_bytes, "exact"),
                 line("optimizer state", self.state_bytes, "exact"),
                 *([line("weights gathered", self.gathered_bytes)] if self.gathered_bytes else []),
+                line(
+                    "all gradients",
+                    self.gradient_bytes,
+                    "exact; in the next if all exist",
+                ),
                 line("at the worst moment", self.working_bytes, "estimated; the largest arrays:"),
                 *(
                     line("", size * count, f"{f'{count} x ' if count > 1 else ''}{name}")

@@ -32,6 +32,7 @@ from experiments.step import (
     make_state_shardings,
     make_train_step,
 )
+from fira_jax.memory import device_bytes
 
 # A single spike may pass; after this many updates without a finite loss nothing comes back.
 PATIENCE = 20
@@ -174,7 +175,7 @@ def _train(
         "bits_per_byte": last["eval_loss"] / math.log(2) / tokens.bytes_per_token,
         "tokens_per_second": sequences * config.seq_len / seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(abstract_state.params)),
-        "optimizer_state_bytes": tree_bytes(abstract_state.opt_state),
+        "optimizer_state_bytes": device_bytes(abstract_state.opt_state),
     }
     write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(
@@ -229,7 +230,8 @@ class DelayedReport:
 def resolve_model(config: PretrainConfig) -> LlamaConfig:
     """The named architecture in the run's dtype."""
     model_config, _ = load_model_config(config.model)
-    return dataclasses.replace(model_config, dtype=config.dtype, param_dtype=config.dtype)
+    numerics: Any = {"dtype": config.dtype, "param_dtype": config.dtype, "remat": config.remat}
+    return dataclasses.replace(model_config, **numerics)
 
 
 def load_data(config: PretrainConfig, vocab_size: int) -> data.TokenData:
@@ -252,8 +254,3 @@ def load_data(config: PretrainConfig, vocab_size: int) -> data.TokenData:
             f"vocabulary of {vocab_size} of model {config.model}"
         )
     return tokens
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree, abstract or real."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

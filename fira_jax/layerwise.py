@@ -130,13 +130,12 @@ def layerwise(
         raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
-    plain_tx = optax.with_extra_args_support(tx)
-
-    def optimizer_of(params: Params) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(plain_tx, _step_count()) if has_quantized_weights(params) else plain_tx
+    plain = optax.with_extra_args_support(tx)
+    counted = optax.chain(plain, optax.scale_by_schedule(lambda _: 1))  # whose state counts steps
 
     def init(params: Params) -> dict[str, Any]:
-        tx, one = optimizer_of(params), _with_one_layer(params, layers)
+        one = _with_one_layer(params, layers)
+        tx = counted if has_quantized_weights(params) else plain
         jax.eval_shape(tx.init, one)  # raises, or warns, about the model as a whole
         require_independent_parameters(tx, one)
 
@@ -152,20 +151,18 @@ def layerwise(
     def step(
         params: Params, state: dict[str, Any], batch: Batch
     ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
-        tx, one = optimizer_of(params), _with_one_layer(params, layers)
+        one, in_8_bits = _with_one_layer(params, layers), has_quantized_weights(params)
+        tx = counted if in_8_bits else plain
         outer = _decoded({name: params[name] for name in params if name != layers})
         # The gradient of what lies below the layers is complete only after them.
         below = {name: outer[name] for name in used_entries(embed, outer, batch)}
 
-        def decoded(layer: Any, x: Any) -> Any:
-            return block(_decoded(layer), x)
+        def forward(x: Any, stored: Any) -> tuple[Any, Any]:
+            layer = _decoded(stored)
+            return _in_pieces(lambda x: block(layer, x), micro_batches, x), x
 
         x, embed_vjp = jax.vjp(lambda below: embed({**outer, **below}, batch), below)
-        x, inputs = jax.lax.scan(
-            lambda x, layer: (_in_pieces(lambda x: decoded(layer, x), micro_batches, x), x),
-            x,
-            params[layers],
-        )
+        x, inputs = jax.lax.scan(forward, x, params[layers])
         loss, (grads, dx) = jax.value_and_grad(head_loss, argnums=(0, 1))(outer, x, batch)
         above = {name: grads.pop(name) for name in outer if name not in below}
 
@@ -198,11 +195,11 @@ def layerwise(
         def update(
             name: str, grads: Any, state: Any, stored: Any, layer: jax.typing.ArrayLike = 0
         ) -> tuple[Any, Any]:
-            value = _decoded(stored)
+            value = _decoded(stored)  # again: kept since the gradient it would take its room
             updates, new_state = tx.update(
                 _only(one, name, grads), state, _only(one, name, value), value=loss
             )
-            if not has_quantized_weights(params):
+            if not in_8_bits:
                 return optax.apply_updates(value, updates[name]), new_state
             # No two layers, and no two steps, are rounded alike.
             number = state[-1].count * count + layer
@@ -268,20 +265,6 @@ def _with_one_layer(params: Params, layers: str) -> dict[str, Any]:
 
 def _decoded(weights: Any) -> Params:
     return dequantize_weights(weights, rows_at_a_time=_ROWS_AT_A_TIME)
-
-
-class _StepCountState(NamedTuple):
-    """Steps taken."""
-
-    count: jax.Array  # type: ignore[assignment]  # as Optax names it
-
-
-def _step_count() -> optax.GradientTransformation:
-    """Changes nothing; its state tells how many steps were taken."""
-    return optax.GradientTransformation(
-        lambda _: _StepCountState(jnp.zeros([], jnp.int32)),
-        lambda updates, state, _=None: (updates, _StepCountState(state.count + 1)),
-    )
 
 
 def _only(one: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:

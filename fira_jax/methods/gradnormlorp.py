@@ -79,7 +79,9 @@ def gradnormlorp(
       Huang et al., `Gradient Weight-normalized Low-rank Projection for Efficient LLM Training
       <https://arxiv.org/abs/2412.19616>`_, 2024. Our reading of the paper, unverified (its axis of
       normalisation is taken to be the input's): the released code projects one side, resets the
-      magnitudes at every step and so amounts to GaLore with more state.
+      magnitudes at every step and so amounts to GaLore with more state. Entries of a core below 512
+      units of rounding of its largest count as zero, which neither says: at a refresh they are
+      nothing but rounding, and Adam's first step would be as long for them as for any.
     """
     low_rank = LowRank(
         rank,

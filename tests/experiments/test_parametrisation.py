@@ -42,7 +42,7 @@ def prepared(name):
 
 
 @pytest.mark.parametrize("name", PARAMETRISATIONS)
-def test_an_update_moves_what_is_trained_and_leaves_the_rest(name):
+def test_what_is_trained_is_counted_and_an_update_keeps_its_shape(name):
     _, schedule, optimizer, graphdef, init_state = prepared(name)
     state = jax.eval_shape(init_state)
     trained = sum(x.size for x in jax.tree.leaves(state.params))
@@ -51,6 +51,21 @@ def test_an_update_moves_what_is_trained_and_leaves_the_rest(name):
     new, values = jax.eval_shape(step, state, jax.ShapeDtypeStruct((4, 17), jnp.int32))
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert values["train_loss"].shape == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARAMETRISATIONS)
+def test_updates_move_all_that_is_trained_and_nothing_else(name):
+    _, schedule, optimizer, graphdef, init_state = prepared(name)
+    state = jax.jit(init_state)()
+    before = jax.tree.map(jnp.copy, state)
+    step = make_train_step(graphdef, optimizer, schedule, accumulate=1)
+    tokens = jax.random.randint(jax.random.key(0), (4, 17), 0, 64)
+    for _ in range(3):  # the first has a rate of 0, the second moves only one factor of two
+        state, _ = step(state, tokens)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state, before)
+    assert all(jax.tree.leaves(moved.params)), moved.params
+    assert not any(jax.tree.leaves(moved.frozen)), moved.frozen
 
 
 def test_a_restart_changes_the_factors_and_not_the_model():
@@ -81,8 +96,10 @@ def test_relora_stops_and_goes_on(tmp_path, monkeypatch):
     flags += ["--parametrisation=relora", "--steps=12", "--update-proj-gap=5", "--eval-every=6"]
     assert train.run(parse([*flags, "--stop-after=6"])) == {}
     summary = train.run(parse(flags))
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    train.run(parse([*flags, f"--output-dir={tmp_path / 'undisturbed'}"]))
+    assert (tmp_path / "undisturbed" / "metrics.jsonl").read_text() == text
+    records = [json.loads(line) for line in text.splitlines()]
     assert [record["step"] for record in records] == list(range(1, 13))
     assert records[5]["lr"] == 0.0  # the first update after the restart
     assert summary["eval_loss"] < records[0]["train_loss"]

@@ -22,6 +22,7 @@ from experiments.metrics import MetricsLog, ProgressLine, read_metrics
 from experiments.model_configs import load_model_config
 from experiments.optimizers import OPTIMIZERS, build_optimizer, learning_rate_schedule
 from experiments.step import TrainState, make_init, make_train_step
+from fira_jax.memory import device_bytes
 from tests.experiments.tiny_run import write_inputs
 
 ROOT = Path(__file__).parents[2]
@@ -236,7 +237,7 @@ def test_only_attention_and_mlp_are_projected(tiny):
         config = parse([*tiny.flags, f"--optimizer={optimizer}"])
         transformation = build_optimizer(config, learning_rate_schedule(config))
         _, init_state = make_init(train.resolve_model(config), transformation, seed=0)
-        return train.tree_bytes(jax.eval_shape(init_state).opt_state)
+        return device_bytes(jax.eval_shape(init_state).opt_state)
 
     # Two layers of four 32 x 32 and three 32 x 64 matrices at rank 8: basis 32·8 and moments
     # 2·32·8 or 2·64·8 instead of 2·32·32 or 2·32·64.
