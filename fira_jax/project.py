@@ -287,7 +287,7 @@ def _node(
     # tells whether the large one is finite (but directions may pick only some entries). The guard
     # itself is left to those who read the large one: a guarded copy would be a full-size temporary.
     energy = column_energy(raw)
-    whole = energy if isinstance(basis, jax.Array) else column_energy(view.canonical(matrix))
+    whole = energy if isinstance(basis, jax.Array) else view.column_energy(matrix)
     usable = jnp.isfinite(jnp.sum(whole, axis=-1, keepdims=True))
     raw = jnp.where(usable, raw, 0)
     rotation = None

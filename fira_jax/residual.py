@@ -279,7 +279,7 @@ def residual_energy(node: Subspace) -> jax.Array:
     """
     kappa, inside = node.residual_leak, node.raw_energy
     if node.residual_map is not None:
-        columns = column_energy(node.view.canonical(node.residual_map(residual(node))))
+        columns = node.view.column_energy(node.residual_map(residual(node)))
     elif kappa is None:
         columns = node.energy
     elif node.orthonormal and node.view.rank == node.view.compressed_size:

@@ -121,6 +121,13 @@ class MatrixView:
         """``[..., m, n]`` -> ``[..., a, b]`` (and back: it is its own inverse)."""
         return matrix if self.compress_input else matrix.swapaxes(-1, -2)
 
+    def column_energy(self, matrix: jax.Array) -> jax.Array:
+        r""":math:`\lVert G_{:,j} \rVert^2` in canonical orientation: ``[..., m, n] -> [..., 1, b]``.
+
+        Summed where the matrix stands: XLA would write its transpose out first.
+        """
+        return column_energy(matrix, -2 if self.compress_input else -1)
+
     # XLA folds a transposed *operand* into the product but copies a transposed *result*, so both
     # products are spelled out for both orientations instead of transposing.
 
@@ -217,17 +224,17 @@ class Subspace:
     @property
     def energy(self) -> jax.Array:
         r""":math:`\lVert G_{:,j} \rVert^2` in canonical orientation, ``[*batch, 1, b]``."""
-        return jnp.where(self.usable, column_energy(self.view.canonical(self.matrix)), 0)
+        return jnp.where(self.usable, self.view.column_energy(self.matrix), 0)
 
     def replace(self, **changes: Any) -> Subspace:
         """A copy with some fields rewritten."""
         return dataclasses.replace(self, **changes)
 
 
-def column_energy(x: jax.Array) -> jax.Array:
-    """Sum of squares of each column in float32 or wider: ``[..., a, b] -> [..., 1, b]``."""
+def column_energy(x: jax.Array, axis: int = -2) -> jax.Array:
+    """Sum of squares along ``axis`` in float32 or wider: ``[..., a, b] -> [..., 1, b]``."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.sum(jnp.square(wide), axis=-2, keepdims=True)
+    return jnp.expand_dims(jnp.sum(jnp.square(wide), axis), -2)
 
 
 def finite_entries(grad: jax.Array) -> jax.Array:
