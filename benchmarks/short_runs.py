@@ -70,7 +70,8 @@ def train(
     """Trains from scratch and measures.
 
     Returns:
-      Perplexity on validation text, and the bytes of optimizer state and weights.
+      Perplexity on validation text, mean training loss of every ten steps, and the bytes of
+      optimizer state and weights.
     """
     schedule = optax.warmup_cosine_decay_schedule(0.0, run.lr, steps // 10, steps, run.lr / 10)
     optimizer = run.make(schedule, seed)
@@ -94,24 +95,30 @@ def train(
     @jax.jit
     def step(weights: Any, state: Any, count: jax.Array, tokens: jax.Array) -> Any:
         params = load(weights)
-        grads = jax.grad(lambda p: loss(nnx.merge(graphdef, p), tokens))(params)
+        value, grads = jax.value_and_grad(lambda p: loss(nnx.merge(graphdef, p), tokens))(params)
         updates, state = optimizer.update(grads, state, params)
         if run.weights == "int8, stochastic":
-            return fira_jax.apply_quantized_updates(weights, updates, count), state
+            return fira_jax.apply_quantized_updates(weights, updates, count), state, value
         if run.weights == "bfloat16, stochastic":
             counter = fira_jax.StochasticRoundingState(count)
             updates, _ = stochastic.update(updates, counter, weights)
-        return optax.apply_updates(weights, updates), state
+        return optax.apply_updates(weights, updates), state, value
 
     weights, state = start()
+    losses = []
     batches = text.train(batch_size=8, seed=seed)
     for count in track(range(steps), description=name):
         tokens = jnp.asarray(next(batches)["tokens"])
-        weights, state = step(weights, state, jnp.int32(count), tokens)
+        weights, state, value = step(weights, state, jnp.int32(count), tokens)
+        losses.append(value)
     validation = (jnp.asarray(batch["tokens"]) for batch in text.validation(batch_size=16))
     mean_loss = make_evaluate(graphdef)(load(weights), validation)
     return {
         "perplexity": math.exp(float(mean_loss)),
+        "train_losses": [
+            round(float(jnp.mean(jnp.stack(losses[i : i + 10]))), 4)
+            for i in range(0, len(losses), 10)
+        ],
         "optimizer_state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
         "weights_bytes": sum(x.nbytes for x in jax.tree.leaves(weights)),
     }

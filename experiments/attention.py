@@ -65,6 +65,9 @@ def causal_attention(
     for start in range(0, L, size):
         end = min(start + size, L)
         q, k, v = q_BxKxGxLxC[..., start:end, :], k_BxKx1xCxL[..., :end], v_BxKx1xLxC[..., :end, :]
+        if remat and mixed:
+            # One block after the other, backwards too: XLA's GPU compiler would begin them all.
+            q, mixed[-1] = jax.lax.optimization_barrier((q, mixed[-1]))
         mixed.append(attend(q, k, v, start))
     mixed_BxKxGxLxC = jnp.concatenate(mixed, axis=-2)
     return mixed_BxKxGxLxC.transpose(0, 3, 1, 2, 4).reshape(B, L, H, C)

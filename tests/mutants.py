@@ -137,8 +137,20 @@ MUTANTS = [
     Mutant(
         "norms along the wrong axis",
         "subspace.py",
-        "return jnp.sum(jnp.square(wide), axis=-2, keepdims=True)",
+        "return jnp.expand_dims(jnp.sum(jnp.square(wide), axis), -2)",
         "return jnp.sum(jnp.square(wide), axis=-1, keepdims=True)",
+    ),
+    Mutant(
+        "norms along the compressed side of a tall matrix",
+        "subspace.py",
+        "return column_energy(matrix, -2 if self.compress_input else -1)",
+        "return column_energy(matrix)",
+    ),
+    Mutant(
+        "norms of absolute values",
+        "subspace.py",
+        "jnp.sum(jnp.square(wide), axis)",
+        "jnp.sum(jnp.abs(wide), axis)",
     ),
     Mutant(
         "ratio of energies instead of norms",
