@@ -1,19 +1,22 @@
 """Whether refreshing one matrix at a time spares the step that would refresh them all.
 
-    python -m benchmarks.staggered                 # both parts
+    python -m benchmarks.staggered                 # all parts
     python -m benchmarks.staggered --only losses   # needs no quiet machine
 
-Times: Fira's update alone on the matrices of a LLaMA-60M, with ``refresh="fixed"`` and
+Updates: Fira's update alone on the matrices of a LLaMA-60M, with ``refresh="fixed"`` and
 ``"staggered"``, layers stacked and as parameters of their own, at every step between two times that
 the first matrix is refreshed. All take turns at each step, round after round; a step's time is its
 median over the rounds, so that what else the machine does at a moment counts little. The first step
 of a run, at which every rule refreshes all, is not among them.
 
+Training: whole steps of LLaMA-60M, forward and backward pass included, on 1,024 tokens, the first
+24 of a gap in the same way. Of the 56 matrices, "staggered" refreshes seven at as many of them.
+
 Losses: llama_1m on real text, byte by byte, with either rule, from the same first weights over the
 same batches, for several seeds, with validation in between.
 
 Prints tables and writes docs/results/staggered.json as it goes. Losses that are there already are
-kept. About a quarter of an hour on two quiet cores.
+kept. About half an hour on two quiet cores.
 """
 
 import argparse
@@ -41,6 +44,8 @@ from experiments.step import make_evaluate, make_init, make_train_step
 
 RESULT = Path("docs/results/staggered.json")
 RULES = ("fixed", "staggered")
+# The training steps' tokens, and how many steps of a gap.
+TRAINING_BATCH, TRAINING_SEQ_LEN, TRAINING_STEPS = 4, 256, 24
 # The losses' runs: seven refreshes of each matrix.
 STEPS, SMALL_GAP, SMALL_RANK, LEARNING_RATE, EVERY = 175, 25, 32, 0.01, 25
 BATCH, SEQ_LEN, VALIDATION_TOKENS = 8, 64, 32_768
@@ -63,8 +68,8 @@ class Update:
         return time.perf_counter() - begin
 
 
-def measure_times(rounds: int) -> list[dict[str, Any]]:
-    """Times of all steps of a gap, one row for each rule and layout."""
+def measure_updates(rounds: int) -> list[dict[str, Any]]:
+    """Times of the updates of a gap, one row for each rule and layout."""
     layers = parameters()
     stacked = {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers.values())}
     candidates = {
@@ -95,6 +100,54 @@ def measure_times(rounds: int) -> list[dict[str, Any]]:
                 "slowest_over_median": max(steps) / median,
                 "mean_over_median": statistics.fmean(steps) / median,
                 "step_ms": [round(1e3 * x, 2) for x in steps],
+            }
+        )
+    return rows
+
+
+def measure_training(rounds: int) -> list[dict[str, Any]]:
+    """Times of whole training steps, one row for each rule."""
+    model, _ = load_model_config("llama_60m")
+    shape = (TRAINING_BATCH, TRAINING_SEQ_LEN + 1)
+    tokens = jax.random.randint(jax.random.key(0), shape, 0, model.vocab_size)
+    matrices = fira_jax.match_paths(include=("attn", "mlp"))
+    steps, states = {}, {}
+    for rule in RULES:
+        tx = fira_jax.fira(1e-3, RANK, GAP, refresh=rule, weight_dimension_numbers=matrices)
+        graphdef, init = make_init(model, tx, seed=0)
+        steps[rule] = make_train_step(graphdef, tx, lambda _: 1e-3, 1)
+        states[rule] = jax.jit(init)()
+
+    def seconds(rule: str, count: int) -> float:
+        state = states[rule]._replace(opt_state=set_count(states[rule].opt_state, count))
+        begin = time.perf_counter()
+        states[rule], _ = jax.block_until_ready(steps[rule](state, tokens))
+        return time.perf_counter() - begin
+
+    times: dict[str, list[list[float]]] = {
+        rule: [[] for _ in range(TRAINING_STEPS)] for rule in RULES
+    }
+    for rule in RULES:
+        seconds(rule, 0)
+    for done in range(rounds):
+        for position in track(range(TRAINING_STEPS), description=f"round {done + 1} of {rounds}"):
+            for rule in RULES:
+                times[rule][position].append(seconds(rule, GAP + position))
+    rows = []
+    for rule, by_position in times.items():
+        typical = [statistics.median(x) for x in by_position]
+        median = statistics.median(typical)
+        refreshing = [i for i in refreshing_steps(rule, 7 * LAYERS) if i < TRAINING_STEPS]
+        rows.append(
+            {
+                "refresh": rule,
+                "tokens": TRAINING_BATCH * TRAINING_SEQ_LEN,
+                "median_ms": 1e3 * median,
+                "steps": TRAINING_STEPS,
+                "steps_with_a_refresh": len(refreshing),
+                "slowest_over_median": max(typical) / median,
+                "slowest_refresh_over_median": max(typical[i] for i in refreshing) / median,
+                "step_ms": [round(1e3 * x, 1) for x in typical],
             }
         )
     return rows
@@ -163,7 +216,7 @@ def compare(trained: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Measures what is asked for, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("times", "losses"))
+    parser.add_argument("--only", choices=("updates", "training", "losses"))
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all steps of a gap")
     parser.add_argument("--seeds", type=int, default=4, help="runs of llama_1m with each rule")
     args = parser.parse_args()
@@ -175,7 +228,7 @@ def main() -> None:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(RESULT, json.dumps(results, indent=1) + "\n")
 
-    if args.only != "times":
+    if args.only in (None, "losses"):
         settings = {
             "model": "llama_1m", "rank": SMALL_RANK, "gap": SMALL_GAP, "lr": LEARNING_RATE,
             "steps": STEPS, "batch_size": BATCH, "seq_len": SEQ_LEN,
@@ -190,15 +243,17 @@ def main() -> None:
                     row = {"refresh": rule, "seed": seed, "losses": train(rule, seed, text)}
                     trained.append(row)
                     write(settings=settings, losses=compare(trained), trained=trained)
-    if args.only != "losses":
+    if args.only in (None, "training"):
+        write(training=measure_training(min(args.rounds, 3)))
+    if args.only in (None, "updates"):
         write(
             shapes=f"{LAYERS} layers, hidden {HIDDEN}, inner {INNER}, float32, rank {RANK}",
             machine=f"{platform.machine()}, {jax.device_count()} CPU device, jax {jax.__version__}",
             gap=GAP,
             rounds=args.rounds,
-            times=measure_times(args.rounds),
+            updates=measure_updates(args.rounds),
         )
-    for rows in (results.get("times", []), results.get("losses", [])):
+    for rows in (results.get(part, []) for part in ("updates", "training", "losses")):
         if rows:
             names = [name for name in rows[0] if name != "step_ms"]
             table = Table(*(name.replace("_", " ") for name in names))
