@@ -48,7 +48,7 @@ ROWS = [
     ("llama_7b", "v5e:1x1", "--batch 1 --ordinary"),
     ("llama_13b", "v6e:1x1", "--batch 1"),
     ("llama_13b", "v5e:1x1", "--batch 1 --seq-len 1024 --weights int8"),
-    ("llama_7b", "v6e:1x1", "--batch 1 --rank 1024"),
+    ("llama_7b", "v6e:1x1", "--batch 1 --rank 1024 --oversample 0"),
     ("llama_7b", "v5e:1x1", "--batch 1 --method galore"),
 ]
 
@@ -82,7 +82,7 @@ def device_of(topology: str) -> tuple[Any, float]:
     return described.devices[0], CHIPS_GIB[f"TPU {chip}"]
 
 
-def build_optimizer(method: str, rank: int) -> Any:
+def build_optimizer(method: str, rank: int, oversample: int = 16) -> Any:
     """The method with every matrix projected, embedding and head included."""
     import optax  # noqa: PLC0415
 
@@ -94,6 +94,7 @@ def build_optimizer(method: str, rank: int) -> Any:
     options: dict[str, Any] = {"weight_dimension_numbers": matrices}
     if method == "apollo_mini":
         return fira_jax.apollo_mini(1e-3, **options)
+    options["basis"] = fira_jax.basis.Randomized(oversample=oversample)
     return getattr(fira_jax, method)(1e-3, rank=rank, **options)
 
 
@@ -125,7 +126,7 @@ def predicted_gib(args: argparse.Namespace) -> float:
 
     prediction = predict(
         model_of(args),
-        build_optimizer(args.method, args.rank),
+        build_optimizer(args.method, args.rank, args.oversample),
         args.batch,
         args.seq_len,
         args.micro_batches,
@@ -147,7 +148,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     device, memory_gib = device_of(args.topology)
     config = model_of(args)
-    tx = build_optimizer(args.method, args.rank)
+    tx = build_optimizer(args.method, args.rank, args.oversample)
     where = jax.sharding.NamedSharding(
         jax.sharding.Mesh(np.array([device]), ("chip",)), jax.sharding.PartitionSpec()
     )
@@ -205,6 +206,7 @@ def parser() -> argparse.ArgumentParser:
     add("--topology", default="v5e:1x1", help="v5e:1x1, v6e:1x1 ... or a card in gpu_targets")
     add("--method", choices=METHODS, default="fira")
     add("--rank", type=int, default=64)
+    add("--oversample", type=int, default=16, help="of the basis; 0 leaves out its eigenproblem")
     add("--seq-len", type=int, default=2048)
     add("--batch", type=int, default=1)
     add("--micro-batches", type=int, default=1, help="pieces of the batch within a layer")

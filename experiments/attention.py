@@ -35,6 +35,10 @@ def causal_attention(
     quarter of the scores that a mask over the full square would compute and throw away. More
     blocks leave out more, up to a half, but take longer to compile.
 
+    With ``remat`` the blocks go through a loop, each looking at all keys: the scores of one block
+    exist at a time. (Blocks written out one by one leave that to the compiler, and XLA's for GPUs
+    has several exist together.)
+
     Args:
         q_BxLxHxC: Rotated queries.
         k_BxLxKxC: Rotated keys; each is shared by H/K consecutive query heads.
@@ -52,22 +56,24 @@ def causal_attention(
     v_BxKx1xLxC = v_BxLxKxC.transpose(0, 2, 1, 3)[:, :, None]
     size = -(-L // blocks)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, start: int) -> jax.Array:
+    def attend(q: jax.Array, end: int, start: jax.typing.ArrayLike) -> jax.Array:
+        k, v = k_BxKx1xCxL[..., :end], v_BxKx1xLxC[..., :end, :]
         scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-        queries, keys = scores.shape[-2:]
-        visible = np.tri(queries, keys, start, dtype=bool)
+        visible = np.arange(q.shape[-2])[:, None] + start >= np.arange(end)
         weights = jax.nn.softmax(jnp.where(visible, scores * C**-0.5, -jnp.inf))
         return jnp.matmul(weights.astype(v.dtype), v)
 
     if remat:
-        attend = jax.checkpoint(attend, static_argnums=3)
-    mixed = []
-    for start in range(0, L, size):
-        end = min(start + size, L)
-        q, k, v = q_BxKxGxLxC[..., start:end, :], k_BxKx1xCxL[..., :end], v_BxKx1xLxC[..., :end, :]
-        if remat and mixed:
-            # One block after the other, backwards too: XLA's GPU compiler would begin them all.
-            q, mixed[-1] = jax.lax.optimization_barrier((q, mixed[-1]))
-        mixed.append(attend(q, k, v, start))
-    mixed_BxKxGxLxC = jnp.concatenate(mixed, axis=-2)
+        missing = blocks * size - L
+        padded = jnp.pad(q_BxKxGxLxC, ((0, 0), (0, 0), (0, 0), (0, missing), (0, 0)))
+        q_NxBxKxGxSxC = jnp.moveaxis(padded.reshape(B, K, H // K, blocks, size, C), 3, 0)
+        one = jax.checkpoint(lambda q_and_start: attend(q_and_start[0], L, q_and_start[1]))
+        mixed_NxBxKxGxSxC = jax.lax.map(one, (q_NxBxKxGxSxC, size * jnp.arange(blocks)))
+        padded = jnp.moveaxis(mixed_NxBxKxGxSxC, 0, 3).reshape(padded.shape)
+        mixed_BxKxGxLxC = padded[..., :L, :]
+    else:
+        spans = [(start, min(start + size, L)) for start in range(0, L, size)]
+        mixed_BxKxGxLxC = jnp.concatenate(
+            [attend(q_BxKxGxLxC[..., start:end, :], end, start) for start, end in spans], axis=-2
+        )
     return mixed_BxKxGxLxC.transpose(0, 3, 1, 2, 4).reshape(B, L, H, C)

@@ -178,6 +178,19 @@ def test_oversampling_and_power_iterations_earn_their_keep():
         assert captured(grad, finder(less, 16)(grad, 0)) < default - 0.002
 
 
+def test_without_extra_columns_there_is_no_eigenproblem_and_strong_directions_come_first():
+    basis = fira_jax.basis.Randomized(oversample=0)
+    grad = with_spectrum(3, 48, 80, SPECTRA["power 1"])
+    vectors = finder(basis, 16)(grad, 0)
+    assert captured(grad, vectors) > 0.98
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(16), atol=1e-5)
+    strength = np.sum(np.square(vectors.T @ grad), axis=1)
+    assert strength[0] > 10 * strength[8] > 0
+    for one, eigenproblem in ((basis, False), (DEFAULT, True)):
+        jaxpr = jax.make_jaxpr(finder(one, 16))(grad, 0)
+        assert ("eigh" in str(jaxpr)) == eigenproblem
+
+
 def test_randomized_is_deterministic_under_its_seed():
     grad = with_spectrum(0, 48, 80, SPECTRA["power 0.5"])
     find = finder(DEFAULT, 16)

@@ -22,7 +22,10 @@ class Randomized(Svd):
     :math:`(4 + 4q) a b k` FLOPs; everything else is of size :math:`a k` or :math:`k^2`.
 
     Args:
-      oversample: :math:`p`, extra columns of the sketch.
+      oversample: :math:`p`, extra columns of the sketch. With 0 there is nothing to choose from:
+        the vectors stay as power iteration leaves them, the strongest first by and large, and the
+        eigenproblem is left out. (The compiler for TPUs takes very long over one of more than 256
+        columns.)
       power_iterations: :math:`q`.
 
     References:
@@ -58,10 +61,11 @@ class Randomized(Svd):
             span = grad @ random_uniform(seed, (grad.shape[1], columns), grad.dtype)
             for _ in range(self.power_iterations):
                 span = grad @ (grad.T @ _divide_by_gram_root(span))
-            span = orthonormalise(span, ~seed)
-            within = span.T @ grad
-            _, rotation = jnp.linalg.eigh(within @ within.T, symmetrize_input=False)
-            leading = span @ rotation[:, ::-1][:, :rank]  # eigenvalues ascend
+            leading = orthonormalise(span, ~seed)
+            if self.oversample:
+                within = leading.T @ grad
+                _, rotation = jnp.linalg.eigh(within @ within.T, symmetrize_input=False)
+                leading = leading @ rotation[:, ::-1][:, :rank]  # eigenvalues ascend
         return canonical_signs(leading).astype(stored.dtype)
 
 

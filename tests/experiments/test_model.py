@@ -1,6 +1,7 @@
 """The LLaMA: sizes, causality, numerics, and how it behaves inside JAX's transformations."""
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections import Counter
@@ -144,13 +145,19 @@ def test_positions_matter(model):
     assert relative(logits(model, swapped)[:, -1], logits(model, TOKENS)[:, -1]) > 1e-2
 
 
+@pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(("length", "blocks"), [(1, 2), (23, 2), (24, 5)])
-def test_blocked_attention_equals_masked_attention(length, blocks):
+def test_blocked_attention_equals_masked_attention(length, blocks, remat):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, length, h, 8)).astype(np.float32) for h in (6, 2, 2))
-    expected = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    actual = jax.jit(causal_attention, static_argnums=3)(q, k, v, blocks)
+    ours = functools.partial(causal_attention, blocks=blocks, remat=remat)
+    masked = functools.partial(jax.nn.dot_product_attention, is_causal=True)
+    (expected, expected_vjp), (actual, vjp) = (
+        jax.vjp(jax.jit(attention), q, k, v) for attention in (masked, ours)
+    )
     np.testing.assert_allclose(actual, expected, atol=1e-6)
+    for ours, theirs in zip(vjp(expected), expected_vjp(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_loss_is_mean_negative_log_likelihood(model):
@@ -231,8 +238,8 @@ def test_what_is_kept_for_the_backward_pass():
 
         # The backward pass is a function whose leaves are the arrays that it holds on to.
         leaves = jax.tree.leaves(jax.eval_shape(backward_pass, params))
-        # Masks are constants; they differ because attention is cut into other blocks.
-        return Counter(leaf.shape for leaf in leaves if leaf.dtype != bool)
+        # Masks and positions differ, because attention is cut into other blocks.
+        return Counter(x.shape for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
 
     usual, remat = kept_shapes(remat=False), kept_shapes(remat=True)
     layer_inputs = [shape for shape in remat if shape[0] == CONFIG.num_layers and len(shape) > 3]
