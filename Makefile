@@ -17,9 +17,10 @@ $(CORE): EXTRAS := experiments,test
 $(DEV): EXTRAS := experiments,test,docs,peers
 
 # Most of the time goes into compiling, which uses one core: two processes, whole files to each, so
-# that what a file compiles or computes once it does not do twice.
-PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
-	--doctest-modules fira_jax experiments tests
+# that what a file compiles or computes once it does not do twice. One LAPACK thread in each: several
+# wait for one another on a busy machine, see benchmarks/lapack_threads.py.
+PYTEST := JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 \
+	--dist loadfile --doctest-modules fira_jax experiments tests
 
 # A fresh set-up takes minutes: show what is being fetched, and leave out the rest of pip's talk.
 define install

@@ -9,8 +9,8 @@ Compiles the whole step ahead of time: forward, backward, update and refresh are
 bfloat16, optimizer state included, with every matrix projected, embedding and head too. The last
 line is JSON: what the compiler says the program needs. Nothing is run, no time is measured or
 claimed. ``--table`` compiles every row of ``ROWS`` in a process of its own, shows a table beside
-what ``experiments.memory`` predicts, and writes docs/results/fits.json as it goes; a rerun adds
-what is missing.
+what ``experiments.memory`` predicts, and writes docs/results/fits.json as it goes, with the largest
+model and the most tokens of each chip; a rerun adds what is missing.
 """
 
 import argparse
@@ -40,16 +40,35 @@ ROWS = [
     ("llama_7b", "rtx4090", "--batch 4"),
     ("llama_7b", "rtx4090", "--batch 1 --ordinary"),
     ("llama_7b", "rtx4080", "--batch 1"),
+    ("llama_7b", "rtx4080", "--batch 1 --method galore"),
+    ("llama_7b", "rtx4080", "--batch 1 --method apollo_mini"),
+    ("llama_1b", "rtx4080", "--batch 1 --method adamw"),
+    ("llama_3b", "rtx4090", "--batch 1 --method adamw"),
     ("llama_7b", "h100", "--batch 1 --method adamw"),
-    ("llama_7b", "v5e:1x1", "--batch 1"),
-    ("llama_7b", "v5e:1x1", "--batch 2"),
+    ("llama_13b", "h100", "--batch 1 --method adamw"),
+    *(
+        (model, card, f"{size} --method {method}")
+        for method in METHODS[:3]
+        for model, card, size in (
+            ("llama_7b", "rtx4090", "--batch 16 --micro-batches 16"),
+            ("llama_13b", "rtx4090", "--batch 1 --weights int8"),
+            ("llama_65b", "h100", "--batch 1 --weights int8"),
+        )
+    ),
+    ("llama_30b", "h100", "--batch 1"),
+    ("llama_7b", "v5e:1x1", "--batch 1 --ordinary"),
+    ("llama_1b", "v5e:1x1", "--batch 1 --method adamw"),
     ("llama_7b", "v5e:1x1", "--batch 1 --method adamw"),
     ("llama_7b", "v5e:1x1", "--batch 1 --method apollo_mini"),
-    ("llama_7b", "v5e:1x1", "--batch 1 --ordinary"),
-    ("llama_13b", "v6e:1x1", "--batch 1"),
-    ("llama_13b", "v5e:1x1", "--batch 1 --seq-len 1024 --weights int8"),
-    ("llama_7b", "v6e:1x1", "--batch 1 --rank 1024 --oversample 0"),
+    ("llama_7b", "v5e:1x1", "--batch 1"),
+    ("llama_7b", "v5e:1x1", "--batch 2"),
+    ("llama_7b", "v5e:1x1", "--batch 4 --micro-batches 4"),
     ("llama_7b", "v5e:1x1", "--batch 1 --method galore"),
+    ("llama_13b", "v5e:1x1", "--batch 1 --seq-len 1024 --weights int8"),
+    ("llama_3b", "v6e:1x1", "--batch 1 --method adamw"),
+    ("llama_7b", "v6e:1x1", "--batch 1 --rank 1024 --oversample 0"),
+    ("llama_13b", "v6e:1x1", "--batch 1"),
+    ("llama_13b", "v6e:1x1", "--batch 1 --method apollo_mini"),
 ]
 
 
@@ -258,13 +277,50 @@ def compile_table(limit: float) -> None:
             rows.append(row)
         row["predicted_gib"] = predicted_gib(args)
         RESULT.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(RESULT, json.dumps({"rows": rows}, indent=1) + "\n")
+        results = {"rows": rows, "corners": corners(rows)}
+        write_atomically(RESULT, json.dumps(results, indent=1) + "\n")
 
     shown = (*names[:-1], "fits", "peak_gib", "predicted_gib", "memory_gib", "compile_s")
     table = Table(*(name.replace("_", " ") for name in shown))
     for row in rows:
         table.add_row(*("-" if row[name] is None else str(row[name]) for name in shown))
     Console(width=150).print(table)
+
+
+def corners(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each chip's and method's largest model and most tokens a step, of what was compiled."""
+    from experiments.model_configs import load_model_config  # noqa: PLC0415
+
+    def size(row: dict[str, Any]) -> tuple[int, int]:
+        return load_model_config(row["model"])[0].parameter_count, row["tokens_per_step"]
+
+    def told(row: dict[str, Any] | None) -> str | None:
+        if row is None:
+            return None
+        weights = ", int8 weights" if row["weights"] == "int8" else ""
+        return f"{row['model']}{weights}, {row['tokens_per_step']:,} tokens: {row['peak_gib']} GiB"
+
+    found = []
+    chips = sorted({(row["memory_gib"], row["topology"]) for row in rows})
+    for memory, chip in chips:
+        for method in METHODS:
+            fit = [
+                row
+                for row in rows
+                if row["fits"] and (row["topology"], row["method"]) == (chip, method)
+            ]
+            if fit:
+                sevens = [row for row in fit if row["model"] == "llama_7b"]
+                found.append(
+                    {
+                        "topology": chip,
+                        "memory_gib": memory,
+                        "method": method,
+                        "largest_model": told(max(fit, key=size)),
+                        "most_tokens_of_7b": told(max(sevens, key=size, default=None)),
+                    }
+                )
+    return found
 
 
 def main() -> None:
