@@ -55,6 +55,7 @@ ROWS = [
             ("llama_65b", "h100", "--batch 1 --weights int8"),
         )
     ),
+    ("llama_7b", "rtx4090", "--batch 15 --micro-batches 15 --method galore"),
     ("llama_30b", "h100", "--batch 1"),
     ("llama_7b", "v5e:1x1", "--batch 1 --ordinary"),
     ("llama_1b", "v5e:1x1", "--batch 1 --method adamw"),

@@ -37,7 +37,7 @@ def test_the_table_has_what_is_predicted_now():
     """One row stands for all; its own numbers first, so that it holds without a table too."""
     args = fits.parser().parse_args(["--model", "llama_7b", "--batch", "1"])
     now = fits.predicted_gib(args)
-    assert now == pytest.approx(14.39, rel=memory.MARGIN)  # the TPU compiler's, see the guide
+    assert now == pytest.approx(14.22, rel=memory.MARGIN)  # the TPU compiler's, see the guide
     same = ("llama_7b", "v5e:1x1", "fira", 64, "layerwise", 2048)
     names = ("model", "topology", "method", "rank", "step", "tokens_per_step")
     for row in PREDICTED:
