@@ -247,11 +247,11 @@ def test_adaptive_takes_the_fewest_vectors_that_suffice(smallest):
 def test_a_resized_state_goes_on_as_if_nothing_had_happened():
     """The memory shrinks, the steps do not change: until the next refresh, which is at one."""
     options = {"basis": Adaptive(0.9, of=Svd()), "refresh": "fixed", **EVERY_MATRIX}
+    spectra = ([3, 2.9, 2.8], [5, 1, 0.1])  # of which a stack needs the larger rank
+    in_a_stack = [with_spectrum(i, 6, 9, np.array(x)) for i, x in enumerate(spectra)]
     grads = {
         "a": np.stack([with_spectrum(0, 6, 9, np.array([5, 1, 0.1]))] * 2),
-        "stack": np.stack([with_spectrum(i, 6, 9, np.array([3, 2.9, 2.8])) for i in range(2)])[
-            None
-        ].repeat(2, axis=0),
+        "stack": np.stack([np.stack(in_a_stack)] * 2),
         "vector": normal(0, 2, 4),
     }
     at = [jax.tree.map(lambda g, t=t: jnp.asarray(g[t]), grads) for t in range(2)]
