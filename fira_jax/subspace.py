@@ -122,7 +122,7 @@ class MatrixView:
         return matrix if self.compress_input else matrix.swapaxes(-1, -2)
 
     def column_energy(self, matrix: jax.Array) -> jax.Array:
-        r""":math:`\lVert G_{:,j} \rVert^2` in canonical orientation: ``[..., m, n] -> [..., 1, b]``.
+        r""":math:`\lVert G_{:,j} \rVert^2` of canonical columns: ``[..., m, n] -> [..., 1, b]``.
 
         Summed where the matrix stands: XLA would write its transpose out first.
         """
