@@ -24,8 +24,7 @@ class Randomized(Svd):
     Args:
       oversample: :math:`p`, extra columns of the sketch. With 0 there is nothing to choose from:
         the vectors stay as power iteration leaves them, the strongest first by and large, and the
-        eigenproblem is left out. (The compiler for TPUs takes very long over one of more than 256
-        columns.)
+        eigenproblem is left out.
       power_iterations: :math:`q`.
 
     References:
