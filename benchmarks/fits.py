@@ -14,6 +14,7 @@ model and the most tokens of each chip; a rerun adds what is missing.
 """
 
 import argparse
+import collections
 import dataclasses
 import json
 import os
@@ -102,7 +103,7 @@ def device_of(topology: str) -> tuple[Any, float]:
     return described.devices[0], CHIPS_GIB[f"TPU {chip}"]
 
 
-def build_optimizer(method: str, rank: int, oversample: int = 16) -> Any:
+def build_optimizer(method: str, rank: int, oversample: int | None) -> Any:
     """The method with every matrix projected, embedding and head included."""
     import optax  # noqa: PLC0415
 
@@ -114,7 +115,8 @@ def build_optimizer(method: str, rank: int, oversample: int = 16) -> Any:
     options: dict[str, Any] = {"weight_dimension_numbers": matrices}
     if method == "apollo_mini":
         return fira_jax.apollo_mini(1e-3, **options)
-    options["basis"] = fira_jax.basis.Randomized(oversample=oversample)
+    if oversample is not None:
+        options["basis"] = fira_jax.basis.Randomized(oversample=oversample)
     return getattr(fira_jax, method)(1e-3, rank=rank, **options)
 
 
@@ -226,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
     add("--topology", default="v5e:1x1", help="v5e:1x1, v6e:1x1 ... or a card in gpu_targets")
     add("--method", choices=METHODS, default="fira")
     add("--rank", type=int, default=64)
-    add("--oversample", type=int, default=16, help="of the basis; 0 leaves out its eigenproblem")
+    add("--oversample", type=int, help="of the basis; 0 leaves out its eigenproblem")
     add("--seq-len", type=int, default=2048)
     add("--batch", type=int, default=1)
     add("--micro-batches", type=int, default=1, help="pieces of the batch within a layer")
@@ -243,7 +245,8 @@ def compile_table(limit: float) -> None:
 
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     names = (
-        "model", "topology", "method", "rank", "weights", "step", "tokens_per_step", "micro_batches"
+        "model", "topology", "method", "rank", "oversample", "weights", "step", "tokens_per_step",
+        "micro_batches",
     )  # fmt: skip
     for model, topology, further in ROWS:
         command = ["--model", model, "--topology", topology, *further.split()]
@@ -253,6 +256,7 @@ def compile_table(limit: float) -> None:
             "topology": args.topology,
             "method": args.method,
             "rank": {"adamw": None, "apollo_mini": 1}.get(args.method, args.rank),
+            "oversample": args.oversample,
             "weights": args.weights,
             "step": "ordinary" if args.ordinary else "layerwise",
             "tokens_per_step": args.batch * args.seq_len,
@@ -295,32 +299,27 @@ def corners(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def size(row: dict[str, Any]) -> tuple[int, int]:
         return load_model_config(row["model"])[0].parameter_count, row["tokens_per_step"]
 
-    def told(row: dict[str, Any] | None) -> str | None:
-        if row is None:
-            return None
+    def told(row: dict[str, Any]) -> str:
         weights = ", int8 weights" if row["weights"] == "int8" else ""
         return f"{row['model']}{weights}, {row['tokens_per_step']:,} tokens: {row['peak_gib']} GiB"
 
+    groups: dict[Any, list[dict[str, Any]]] = collections.defaultdict(list)
+    for row in rows:
+        if row["fits"] and row["oversample"] is None:  # another basis is another comparison
+            chip = row["memory_gib"], row["topology"]
+            groups[chip, METHODS.index(row["method"])].append(row)
     found = []
-    chips = sorted({(row["memory_gib"], row["topology"]) for row in rows})
-    for memory, chip in chips:
-        for method in METHODS:
-            fit = [
-                row
-                for row in rows
-                if row["fits"] and (row["topology"], row["method"]) == (chip, method)
-            ]
-            if fit:
-                sevens = [row for row in fit if row["model"] == "llama_7b"]
-                found.append(
-                    {
-                        "topology": chip,
-                        "memory_gib": memory,
-                        "method": method,
-                        "largest_model": told(max(fit, key=size)),
-                        "most_tokens_of_7b": told(max(sevens, key=size, default=None)),
-                    }
-                )
+    for ((memory, chip), method), group in sorted(groups.items()):
+        sevens = [row for row in group if row["model"] == "llama_7b"]
+        found.append(
+            {
+                "topology": chip,
+                "memory_gib": memory,
+                "method": METHODS[method],
+                "largest_model": told(max(group, key=size)),
+                "most_tokens_of_7b": told(max(sevens, key=size)) if sevens else None,
+            }
+        )
     return found
 
 

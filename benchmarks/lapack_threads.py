@@ -29,7 +29,7 @@ COLUMNS, CALLS = 144, 40
 
 def milliseconds() -> float:
     """Median wall time of one eigenproblem in this process."""
-    import jax  # noqa: PLC0415  # reads the environment
+    import jax  # noqa: PLC0415  # not in the parent, which forks
     import jax.numpy as jnp  # noqa: PLC0415
 
     x = jax.random.normal(jax.random.key(0), (COLUMNS, COLUMNS))

@@ -1,6 +1,7 @@
 """How much a randomized refresh saves over an exact one, by the size of the matrix.
 
-    python -m benchmarks.refresh_by_size
+    OPENBLAS_NUM_THREADS=2 python -m benchmarks.refresh_by_size
+    OPENBLAS_NUM_THREADS=1 python -m benchmarks.refresh_by_size
 
 The two bases find the same subspace of one square matrix, in turn, in one process: an exact SVD,
 as GaLore's and Fira's code does it, and the randomized one. The matrix has the spectrum that
@@ -8,12 +9,16 @@ gradients have, a few strong directions and a long tail. Beside the times stand 
 exact subspace's energy that the randomized one holds, and what the products alone would take: those
 with the matrix, which no range finder of as many power iterations can do without.
 
-Prints a table and writes docs/results/refresh_by_size.json. About four minutes on two quiet cores,
-most of them LAPACK's SVD of the largest.
+A large SVD gains by LAPACK's threads, small factorisations lose by them: so both are measured, each
+in a process of its own, since the number is read when LAPACK is loaded.
+
+Prints a table and puts its rows into docs/results/refresh_by_size.json. Two minutes on two quiet
+cores, most of them LAPACK's SVD of the largest.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -93,7 +98,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    rows = [measure(size, args.rounds) for size in SIZES]
+    threads = int(os.environ["OPENBLAS_NUM_THREADS"])  # experiments sets it, if nobody does
+    rows = [{"lapack_threads": threads, **measure(size, args.rounds)} for size in SIZES]
+    before = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    rows = [row for row in before if row["lapack_threads"] != threads] + rows
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     machine = f"{platform.machine()}, {jax.device_count()} CPU device, jax {jax.__version__}"
     result = {"machine": machine, "rounds": args.rounds, "rows": rows}

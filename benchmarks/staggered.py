@@ -25,6 +25,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,17 @@ STEPS, SMALL_GAP, SMALL_RANK, LEARNING_RATE, EVERY = 175, 25, 32, 0.01, 25
 BATCH, SEQ_LEN, VALIDATION_TOKENS = 8, 64, 32_768
 
 
+def fira(rule: str) -> optax.GradientTransformation:
+    """Fira on attention and MLP, whose bases are refreshed by this rule."""
+    matrices = fira_jax.match_paths(include=("attn", "mlp"))
+    return fira_jax.fira(1e-3, RANK, GAP, refresh=rule, weight_dimension_numbers=matrices)
+
+
 class Update:
     """One update of all matrices, compiled, with its state."""
 
     def __init__(self, rule: str, params: Any):
-        matrices = fira_jax.match_paths(include=("attn", "mlp"))
-        tx = fira_jax.fira(1e-3, RANK, GAP, refresh=rule, weight_dimension_numbers=matrices)
+        tx = fira(rule)
         self.params, self.state = params, jax.jit(tx.init)(params)
         self.update = jax.jit(tx.update, donate_argnums=1)
 
@@ -68,86 +74,80 @@ class Update:
         return time.perf_counter() - begin
 
 
+class TrainingStep:
+    """One training step of LLaMA-60M, forward and backward pass included, with its state."""
+
+    def __init__(self, rule: str):
+        model, _ = load_model_config("llama_60m")
+        shape = (TRAINING_BATCH, TRAINING_SEQ_LEN + 1)
+        self.tokens = jax.random.randint(jax.random.key(0), shape, 0, model.vocab_size)
+        graphdef, init = make_init(model, fira(rule), seed=0)
+        self.state = jax.jit(init)()
+        self.step = make_train_step(graphdef, fira(rule), lambda _: 1e-3, 1)
+
+    def seconds(self, count: int) -> float:
+        """Wall time of the step that comes after ``count`` others."""
+        state = self.state._replace(opt_state=set_count(self.state.opt_state, count))
+        begin = time.perf_counter()
+        self.state, _ = jax.block_until_ready(self.step(state, self.tokens))
+        return time.perf_counter() - begin
+
+
 def measure_updates(rounds: int) -> list[dict[str, Any]]:
-    """Times of the updates of a gap, one row for each rule and layout."""
+    """Times of all updates of a gap, one row for each rule and layout."""
     layers = parameters()
     stacked = {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers.values())}
-    candidates = {
-        (layout, rule): Update(rule, params)
-        for layout, params in (("stacked", stacked), ("separate", layers))
-        for rule in RULES
+    layouts = {"stacked": stacked, "separate": layers}
+    return measure(
+        {(layout, rule): Update(rule, layouts[layout]) for layout in layouts for rule in RULES},
+        GAP,
+        rounds,
+    )
+
+
+def measure_training(rounds: int) -> list[dict[str, Any]]:
+    """Times of the first training steps of a gap, one row for each rule."""
+    return measure(
+        {("stacked", rule): TrainingStep(rule) for rule in RULES}, TRAINING_STEPS, rounds
+    )
+
+
+def measure(
+    contenders: Mapping[tuple[str, str], Update | TrainingStep], positions: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Times of the first ``positions`` steps of a gap, one row for each contender.
+
+    Args:
+      contenders: by how the layers are kept and by the rule.
+      positions: how many steps.
+      rounds: a step's time is its median over so many.
+    """
+    times: dict[Any, list[list[float]]] = {
+        key: [[] for _ in range(positions)] for key in contenders
     }
-    times: dict[Any, list[list[float]]] = {key: [[] for _ in range(GAP)] for key in candidates}
-    for candidate in candidates.values():
-        candidate.seconds(0)
-        candidate.seconds(1)
+    for contender in contenders.values():
+        contender.seconds(0)
+        contender.seconds(1)
     for done in range(rounds):
-        for position in track(range(GAP), description=f"round {done + 1} of {rounds}"):
-            for key, candidate in candidates.items():
-                times[key][position].append(candidate.seconds(GAP + position))
+        for position in track(range(positions), description=f"round {done + 1} of {rounds}"):
+            for key, contender in contenders.items():
+                times[key][position].append(contender.seconds(GAP + position))
     rows = []
-    for (layout, rule), by_position in times.items():
+    for (layers, rule), by_position in times.items():
         steps = [statistics.median(x) for x in by_position]
         median = statistics.median(steps)
-        refreshing = [steps[i] for i in refreshing_steps(rule, 7 * LAYERS)]
+        refreshing = [steps[i] for i in refreshing_steps(rule, 7 * LAYERS) if i < positions]
         rows.append(
             {
-                "layers": layout,
+                "layers": layers,
                 "refresh": rule,
                 "median_ms": 1e3 * median,
+                "steps": positions,
                 "steps_with_a_refresh": len(refreshing),
                 "such_a_step_over_median": statistics.median(refreshing) / median,
                 "slowest_over_median": max(steps) / median,
                 "mean_over_median": statistics.fmean(steps) / median,
                 "step_ms": [round(1e3 * x, 2) for x in steps],
-            }
-        )
-    return rows
-
-
-def measure_training(rounds: int) -> list[dict[str, Any]]:
-    """Times of whole training steps, one row for each rule."""
-    model, _ = load_model_config("llama_60m")
-    shape = (TRAINING_BATCH, TRAINING_SEQ_LEN + 1)
-    tokens = jax.random.randint(jax.random.key(0), shape, 0, model.vocab_size)
-    matrices = fira_jax.match_paths(include=("attn", "mlp"))
-    steps, states = {}, {}
-    for rule in RULES:
-        tx = fira_jax.fira(1e-3, RANK, GAP, refresh=rule, weight_dimension_numbers=matrices)
-        graphdef, init = make_init(model, tx, seed=0)
-        steps[rule] = make_train_step(graphdef, tx, lambda _: 1e-3, 1)
-        states[rule] = jax.jit(init)()
-
-    def seconds(rule: str, count: int) -> float:
-        state = states[rule]._replace(opt_state=set_count(states[rule].opt_state, count))
-        begin = time.perf_counter()
-        states[rule], _ = jax.block_until_ready(steps[rule](state, tokens))
-        return time.perf_counter() - begin
-
-    times: dict[str, list[list[float]]] = {
-        rule: [[] for _ in range(TRAINING_STEPS)] for rule in RULES
-    }
-    for rule in RULES:
-        seconds(rule, 0)
-    for done in range(rounds):
-        for position in track(range(TRAINING_STEPS), description=f"round {done + 1} of {rounds}"):
-            for rule in RULES:
-                times[rule][position].append(seconds(rule, GAP + position))
-    rows = []
-    for rule, by_position in times.items():
-        typical = [statistics.median(x) for x in by_position]
-        median = statistics.median(typical)
-        refreshing = [i for i in refreshing_steps(rule, 7 * LAYERS) if i < TRAINING_STEPS]
-        rows.append(
-            {
-                "refresh": rule,
-                "tokens": TRAINING_BATCH * TRAINING_SEQ_LEN,
-                "median_ms": 1e3 * median,
-                "steps": TRAINING_STEPS,
-                "steps_with_a_refresh": len(refreshing),
-                "slowest_over_median": max(typical) / median,
-                "slowest_refresh_over_median": max(typical[i] for i in refreshing) / median,
-                "step_ms": [round(1e3 * x, 1) for x in typical],
             }
         )
     return rows
@@ -217,7 +217,7 @@ def main() -> None:
     """Measures what is asked for, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("updates", "training", "losses"))
-    parser.add_argument("--rounds", type=int, default=5, help="rounds over all steps of a gap")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over the steps of a gap")
     parser.add_argument("--seeds", type=int, default=4, help="runs of llama_1m with each rule")
     args = parser.parse_args()
 
@@ -244,7 +244,7 @@ def main() -> None:
                     trained.append(row)
                     write(settings=settings, losses=compare(trained), trained=trained)
     if args.only in (None, "training"):
-        write(training=measure_training(min(args.rounds, 3)))
+        write(training=measure_training(args.rounds))
     if args.only in (None, "updates"):
         write(
             shapes=f"{LAYERS} layers, hidden {HIDDEN}, inner {INNER}, float32, rank {RANK}",

@@ -11,8 +11,8 @@ one read and write of its moments, and no other arithmetic. Candidates:
 - refresh: what a step with a refresh takes beyond an ordinary one;
 - compile: XLA's time for the whole update (tracing and lowering not counted).
 
-Prints a table and writes docs/results/update_step.json. About five minutes on two quiet cores,
-most of them optax.contrib.galore's refresh.
+Prints a table and writes docs/results/update_step.json. About six minutes on two quiet cores,
+most of them compiling.
 """
 
 import argparse

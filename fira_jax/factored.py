@@ -159,7 +159,7 @@ def _energies(node: Subspace) -> tuple[jax.Array, jax.Array]:
         columns = jnp.sum(raw * ((basis.mT @ basis) @ raw), axis=-2)
     else:
         lifted = basis.lift(raw)
-        rows, columns = (column_energy(x)[..., 0, :] for x in (lifted.mT, lifted))
+        rows, columns = (column_energy(lifted, axis)[..., 0, :] for axis in (-1, -2))
     if view.pieces > 1:
         rows = rows.reshape(*rows.shape[:-2], -1)
         columns = jnp.sum(columns, axis=-2)

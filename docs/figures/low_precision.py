@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parents[1]
 RESULTS, PICTURE = DOCS / "results" / "low_precision.json", DOCS / "images" / "rounding.png"
-STEPS_A_POINT = 10
 # Colours that people with any kind of colour vision can tell apart (Okabe and Ito).
 KINDS = {
     "bfloat16 weights": ("rounded to nearest", "#D55E00"),
@@ -30,7 +29,7 @@ def curves(trained: list[dict[str, Any]], name: str) -> dict[int, np.ndarray]:
     }
 
 
-def draw(trained: list[dict[str, Any]], path: Path) -> None:
+def draw(trained: list[dict[str, Any]], run_length: int, path: Path) -> None:
     """Writes one panel an optimizer: how much higher the loss is than in float32, seed by seed."""
     rcParams["font.size"] = 9
     figure = Figure(figsize=(8, 3), dpi=150)
@@ -43,7 +42,7 @@ def draw(trained: list[dict[str, Any]], path: Path) -> None:
             excess = np.array(
                 [rounded[seed] - exact[seed] for seed in sorted(rounded) if seed in exact]
             )
-            steps = STEPS_A_POINT * (np.arange(excess.shape[1]) + 1)
+            steps = run_length * (np.arange(excess.shape[1]) + 1) / excess.shape[1]
             mean, error = excess.mean(0), excess.std(0, ddof=1) / len(excess) ** 0.5
             axes.plot(steps, mean, color=colour, label=label)
             axes.fill_between(
@@ -60,4 +59,5 @@ def draw(trained: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(json.loads(RESULTS.read_text())["trained"], PICTURE)
+    results = json.loads(RESULTS.read_text())
+    draw(results["trained"], results["settings"]["steps"], PICTURE)

@@ -24,7 +24,7 @@ class Randomized(Svd):
     Args:
       oversample: :math:`p`, extra columns of the sketch. With 0 there is nothing to choose from:
         the vectors stay as power iteration leaves them, the strongest first by and large, and the
-        eigenproblem is left out.
+        eigenproblem is left out, with its product.
       power_iterations: :math:`q`.
 
     References:

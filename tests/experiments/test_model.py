@@ -156,8 +156,8 @@ def test_blocked_attention_equals_masked_attention(length, blocks, remat):
         jax.vjp(jax.jit(attention), q, k, v) for attention in (masked, ours)
     )
     np.testing.assert_allclose(actual, expected, atol=1e-6)
-    for ours, theirs in zip(vjp(expected), expected_vjp(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    for grad, expected_grad in zip(vjp(expected), expected_vjp(expected), strict=True):
+        np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-5)
 
 
 def test_loss_is_mean_negative_log_likelihood(model):

@@ -30,10 +30,14 @@ def predict(batch_size=8, mesh=None, **options):
     return memory.predict(MODEL, optimizer, batch_size, 16, sizes=sizes, **options)
 
 
-@pytest.mark.parametrize("row", PREDICTED, ids=lambda row: f"{row['model']} {row['topology']}")
+def predicted_row(row):
+    missed = (row["model"], row["topology"]) == MISSED
+    marks = [pytest.mark.xfail(reason="not understood")] if missed else []
+    return pytest.param(row, marks=marks, id=f"{row['model']} {row['topology']}")
+
+
+@pytest.mark.parametrize("row", map(predicted_row, PREDICTED))
 def test_the_peak_is_within_a_tenth_of_the_compilers(row):
-    if (row["model"], row["topology"]) == MISSED:
-        pytest.xfail("not understood")
     assert row["predicted_gib"] == pytest.approx(row["peak_gib"], rel=memory.MARGIN)
 
 
@@ -47,6 +51,33 @@ def test_the_table_has_what_is_predicted_now():
     for row in PREDICTED:
         if tuple(row[name] for name in names) == same:
             assert row["predicted_gib"] == now
+
+
+def test_the_corners_are_the_largest_model_and_the_most_tokens_that_fit():
+    def row(model, tokens, fits=True, **changes):
+        common = {"topology": "a", "memory_gib": 16.0, "method": "fira", "weights": "bfloat16"}
+        here = {"model": model, "tokens_per_step": tokens, "fits": fits, "peak_gib": 9.5}
+        return {**common, "oversample": None, **here, **changes}
+
+    small, large = row("llama_7b", 4096), row("llama_13b", 1024, weights="int8")
+    left_out = row("llama_7b", 8192, fits=False), row("llama_7b", 8192, oversample=0)
+    other = row("llama_1b", 2048, method="adamw")
+    assert fits.corners([row("llama_7b", 2048), other, small, large, *left_out]) == [
+        {
+            "topology": "a",
+            "memory_gib": 16.0,
+            "method": "fira",
+            "largest_model": "llama_13b, int8 weights, 1,024 tokens: 9.5 GiB",
+            "most_tokens_of_7b": "llama_7b, 4,096 tokens: 9.5 GiB",
+        },
+        {
+            "topology": "a",
+            "memory_gib": 16.0,
+            "method": "adamw",
+            "largest_model": "llama_1b, 2,048 tokens: 9.5 GiB",
+            "most_tokens_of_7b": None,
+        },
+    ]
 
 
 def test_a_mesh_splits_weights_and_state_exactly_and_activations():
