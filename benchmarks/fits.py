@@ -165,7 +165,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np  # noqa: PLC0415
 
     from experiments.layerwise import make_layerwise  # noqa: PLC0415
-    from experiments.step import make_init, make_train_step  # noqa: PLC0415
+    from experiments.step import lower_update, make_init, make_train_step  # noqa: PLC0415
     from fira_jax.memory import device_bytes  # noqa: PLC0415
 
     device, memory_gib = device_of(args.topology)
@@ -187,7 +187,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             config, tx, lambda _: 1e-3, 0, args.micro_batches, **storage(args)
         )
     state = jax.eval_shape(init_state)
-    lowered = step.lower(there(state), tokens)
+    lowered = lower_update(step, there(state), tokens)
 
     result = {
         "weights_gib": round(device_bytes(state.params) / GIB, 3),

@@ -29,8 +29,7 @@ from experiments.model import LlamaConfig, loss
 from experiments.model_configs import load_model_config
 from experiments.step import make_evaluate, make_init
 
-RANK, GAP = 32, 50
-VALIDATION_TOKENS = 32_768
+RANK, GAP, BATCH_SIZE = 32, 50, 8
 Weights = Literal["float32", "bfloat16", "bfloat16, stochastic", "int8, stochastic"]
 
 
@@ -106,7 +105,7 @@ def train(
 
     weights, state = start()
     losses = []
-    batches = text.train(batch_size=8, seed=seed)
+    batches = text.train(batch_size=BATCH_SIZE, seed=seed)
     for count in track(range(steps), description=name):
         tokens = jnp.asarray(next(batches)["tokens"])
         weights, state, value = step(weights, state, jnp.int32(count), tokens)
@@ -124,20 +123,37 @@ def train(
     }
 
 
-def compare(runs: dict[str, Run], result: Path, description: str) -> None:
+def compare(
+    runs: dict[str, Run],
+    result: Path,
+    description: str,
+    *,
+    steps: int = 150,
+    seq_len: int = 64,
+    validation_tokens: int = 32_768,
+) -> None:
     """Trains what has not been trained yet, prints and writes after every run.
 
     Args:
       runs: by their names; what is compared with a run comes after it.
       result: JSON to write, and to go on from.
       description: what the command does, for its help.
+      steps: of each run, unless the command line says otherwise.
+      seq_len: bytes in a sequence, likewise.
+      validation_tokens: bytes that the perplexity is taken over.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seq-len", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seq-len", type=int, default=seq_len)
     parser.add_argument("--seeds", type=int, default=4)
     args = parser.parse_args()
-    settings = {"model": "llama_1m", "batch_size": 8, "steps": args.steps, "seq_len": args.seq_len}
+    settings = {
+        "model": "llama_1m",
+        "batch_size": BATCH_SIZE,
+        "steps": args.steps,
+        "seq_len": args.seq_len,
+        "validation_tokens": validation_tokens,
+    }
     trained: list[dict[str, Any]] = []
     if result.exists():
         before = json.loads(result.read_text())
@@ -145,7 +161,7 @@ def compare(runs: dict[str, Run], result: Path, description: str) -> None:
 
     text = data.load(
         data.DataConfig(
-            tokenizer="bytes", seq_len=args.seq_len, validation_tokens=VALIDATION_TOKENS
+            tokenizer="bytes", seq_len=args.seq_len, validation_tokens=validation_tokens
         )
     )
     model, _ = load_model_config("llama_1m")

@@ -27,6 +27,7 @@ from experiments.model_configs import load_model_config
 from experiments.optimizers import build_optimizer, learning_rate_schedule
 from experiments.parametrisation import make_restart, parametrise, restarting
 from experiments.step import (
+    lower_update,
     make_evaluate,
     make_init,
     make_state_shardings,
@@ -128,11 +129,14 @@ def _train(
         ProgressLine(start, config.steps, config.batch_size * config.seq_len) as line,
     ):
         report = DelayedReport(log, line)
+        formats = shardings  # where the state lies, and how
         if start < stop and not config.adaptive_batch:  # whose batches have several sizes
             line.say("compiling the update ...")
             began = time.perf_counter()
             example = put_batch(np.zeros((config.batch_size, config.seq_len + 1), np.int32), mesh)
-            train_step = train_step.lower(abstract_state, example).compile()
+            train_step = lower_update(train_step, abstract_state, example).compile()
+            formats = train_step.input_formats[0][0]
+            state = jax.device_put(state, formats)
             line.say(f"compiled in {time.perf_counter() - began:.1f} s")
         began = time.perf_counter()
         for step in range(start + 1, stop + 1):
@@ -141,7 +145,7 @@ def _train(
             state, values = train_step(state, put_batch(rows, mesh))
             report.submit(step, values)
             if config.parametrisation == "relora" and step % config.update_proj_gap == 0:
-                state = restart(state)
+                state = jax.device_put(restart(state), formats)
             evaluate_now = step % config.eval_every == 0 or step == config.steps
             save_now = step % config.checkpoint_every == 0 or step == stop
             if not (evaluate_now or save_now):

@@ -15,13 +15,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 
 from experiments import model, train
 from experiments.config import PretrainConfig, parse
 from experiments.metrics import MetricsLog, ProgressLine, read_metrics
 from experiments.model_configs import load_model_config
 from experiments.optimizers import OPTIMIZERS, build_optimizer, learning_rate_schedule
-from experiments.step import TrainState, make_init, make_train_step
+from experiments.step import TrainState, lower_update, make_init, make_train_step
 from fira_jax.memory import device_bytes
 from tests.experiments.tiny_run import write_inputs
 
@@ -151,6 +152,55 @@ def test_a_run_layer_by_layer_has_the_same_losses_and_resumes_exactly(tiny):
     for key in ("train_loss", "grad_norm", "lr"):
         ordinary, layers = ([record[key] for record in log] for log in logs)
         np.testing.assert_allclose(layers, ordinary, rtol=1e-3)
+
+
+def test_a_state_that_lies_in_memory_otherwise_trains_and_resumes_alike(
+    tiny, finished, monkeypatch
+):
+    """As on a TPU, where the compiler chooses; here every array is laid out backwards."""
+    laid_out = []
+
+    def lower(train_step, state, tokens):
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        formats = jax.tree.map(lambda x: Format(Layout(range(x.ndim)[::-1]), here), state)
+        laid_out.append(formats)
+        chosen = {"in_shardings": (formats, None), "out_shardings": (formats, None)}
+        return jax.jit(train_step, donate_argnums=0, **chosen).lower(state, tokens)
+
+    monkeypatch.setattr(train, "lower_update", lower)
+    monkeypatch.setenv("FIRA_JAX_CACHE", tiny.environment["FIRA_JAX_CACHE"])
+    directory = tiny.folder / "backwards"
+    flags = [*tiny.flags, "--checkpoint-every=4", f"--output-dir={directory}"]
+    assert train.run(parse([*flags, "--stop-after=12"])) == {}
+    summary = train.run(parse(flags))
+    assert len(laid_out) == 2
+
+    expected = json.loads((finished / "summary.json").read_text())
+    assert summary["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-4)
+    ours, theirs = (
+        [record["train_loss"] for record in read_metrics(path / "metrics.jsonl")]
+        for path in (directory, finished)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_what_a_tpu_lays_out_as_it_likes_is_the_same_update(monkeypatch):
+    graphdef, params = nnx.split(Bigram(nnx.Rngs(0)))
+    params = nnx.to_pure_dict(params)
+    optimizer = optax.adam(0.1)
+    step = make_train_step(graphdef, optimizer, optax.constant_schedule(1.0), accumulate=1)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    abstract = jax.eval_shape(lambda: state)
+    tokens = jax.random.randint(jax.random.key(0), (8, 33), 0, 16)
+    results = []
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        lowered = lower_update(step, abstract, tokens)
+        assert ('layout_mode = "auto"' in lowered.as_text()) == (platform == "tpu")
+        compiled = lowered.compile()
+        copy = jax.tree.map(jnp.copy, state)
+        results.append(compiled(jax.device_put(copy, compiled.input_formats[0][0]), tokens))
+    jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 def test_directory_of_another_run_is_refused(tiny, finished, monkeypatch):
