@@ -128,7 +128,7 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere))
 
 
-def lower_update(train_step: Any, state: TrainState, tokens: Any) -> jax.stages.Lowered:
+def lower_update(train_step: Any, state: TrainState, tokens: Any) -> Any:
     """Lowers an update; on a TPU with its state laid out in memory as its compiler likes best.
 
     Left to itself a TPU keeps a stack of layers whose sizes are no multiples of 128 with the layers
@@ -145,7 +145,7 @@ def lower_update(train_step: Any, state: TrainState, tokens: Any) -> jax.stages.
     if platform != "tpu":  # elsewhere arrays lie as they are indexed, and loops over layers like it
         return train_step.lower(state, tokens)
     formats = jax.tree.map(lambda x: Format(Layout.AUTO, x.sharding), state)
-    chosen = {"in_shardings": (formats, None), "out_shardings": (formats, None)}
+    chosen: Any = {"in_shardings": (formats, None), "out_shardings": (formats, None)}
     return jax.jit(train_step, donate_argnums=0, **chosen).lower(state, tokens)
 
 
