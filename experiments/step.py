@@ -140,7 +140,7 @@ def lower_update(train_step: Any, state: TrainState, tokens: Any) -> Any:
         state: Abstract, with shardings on a mesh or for a chip that is not there.
         tokens: One batch, or its shape.
     """
-    where = state.step.sharding
+    where: Any = state.step.sharding
     platform = next(iter(where.device_set)).platform if where else jax.default_backend()
     if platform != "tpu":  # elsewhere arrays lie as they are indexed, and loops over layers like it
         return train_step.lower(state, tokens)
