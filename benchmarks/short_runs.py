@@ -1,8 +1,9 @@
 """Short training runs beside one another: the same seeds, weights and batches, one thing changed.
 
-What ``benchmarks.low_precision`` and ``benchmarks.choices`` share. A single pair of such runs comes
-apart by more than most effects, whatever it is that differs, so every comparison is made for
-several seeds (of weights, batches and the basis's sketch) and carries its standard error.
+What ``benchmarks.low_precision``, ``benchmarks.continued`` and ``benchmarks.choices`` share. A
+single pair of runs from random weights comes apart by more than most effects, whatever it is that
+differs, so every comparison is made for several seeds (of weights, batches and the basis's sketch)
+and carries its standard error. Runs that begin with trained weights stay together far better.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from experiments.model_configs import load_model_config
 from experiments.step import make_evaluate, make_init
 
 RANK, GAP, BATCH_SIZE = 32, 50, 8
+PRETRAINING_SEED = 1000  # no other run sees its batches in their order
 Weights = Literal["float32", "bfloat16", "bfloat16, stochastic", "int8, stochastic"]
 
 
@@ -50,6 +52,21 @@ class Run:
     beside: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Weights that runs begin with, instead of random ones.
+
+    Attributes:
+      run: what trains them first, with a seed of its own.
+      steps: for how long.
+      lr_share: of its learning rate, how much each run that follows goes up to.
+    """
+
+    run: Run
+    steps: int
+    lr_share: float
+
+
 def low_rank(method: Callable[..., Any], **options: Any) -> Callable[[optax.Schedule, int], Any]:
     """A method as the papers use it: attention and MLP are projected."""
     choose = fira_jax.match_paths(include=("attn", "mlp"))
@@ -64,13 +81,19 @@ def beside(name: str, run: Run, **changes: Any) -> Run:
 
 
 def train(
-    run: Run, text: data.TokenData, model: LlamaConfig, steps: int, seed: int, name: str
-) -> dict[str, Any]:
-    """Trains from scratch and measures.
+    run: Run,
+    text: data.TokenData,
+    model: LlamaConfig,
+    steps: int,
+    seed: int,
+    name: str,
+    first: Any = None,
+) -> tuple[dict[str, Any], Any]:
+    """Trains, from random weights or from ``first``, and measures.
 
     Returns:
       Perplexity on validation text, mean training loss of every ten steps, and the bytes of
-      optimizer state and weights.
+      optimizer state and weights; and the weights.
     """
     schedule = optax.warmup_cosine_decay_schedule(0.0, run.lr, steps // 10, steps, run.lr / 10)
     optimizer = run.make(schedule, seed)
@@ -89,7 +112,7 @@ def train(
     @jax.jit
     def start() -> Any:
         _, params, state, _ = init()
-        return store(params), state
+        return store(params if first is None else first), state
 
     @jax.jit
     def step(weights: Any, state: Any, count: jax.Array, tokens: jax.Array) -> Any:
@@ -112,7 +135,7 @@ def train(
         losses.append(value)
     validation = (jnp.asarray(batch["tokens"]) for batch in text.validation(batch_size=16))
     mean_loss = make_evaluate(graphdef)(load(weights), validation)
-    return {
+    measured = {
         "perplexity": math.exp(float(mean_loss)),
         "train_losses": [
             round(float(jnp.mean(jnp.stack(losses[i : i + 10]))), 4)
@@ -121,6 +144,7 @@ def train(
         "optimizer_state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
         "weights_bytes": sum(x.nbytes for x in jax.tree.leaves(weights)),
     }
+    return measured, load(weights)
 
 
 def compare(
@@ -131,6 +155,7 @@ def compare(
     steps: int = 150,
     seq_len: int = 64,
     validation_tokens: int = 32_768,
+    pretrained: Pretrained | None = None,
 ) -> None:
     """Trains what has not been trained yet, prints and writes after every run.
 
@@ -141,6 +166,7 @@ def compare(
       steps: of each run, unless the command line says otherwise.
       seq_len: bytes in a sequence, likewise.
       validation_tokens: bytes that the perplexity is taken over.
+      pretrained: what all runs begin with; None for random weights.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--steps", type=int, default=steps)
@@ -154,6 +180,9 @@ def compare(
         "seq_len": args.seq_len,
         "validation_tokens": validation_tokens,
     }
+    if pretrained is not None:
+        runs = {k: dataclasses.replace(r, lr=r.lr * pretrained.lr_share) for k, r in runs.items()}
+        settings["pretrained_steps"] = pretrained.steps
     trained: list[dict[str, Any]] = []
     if result.exists():
         before = json.loads(result.read_text())
@@ -166,23 +195,29 @@ def compare(
     )
     model, _ = load_model_config("llama_1m")
     model = dataclasses.replace(model, vocab_size=text.vocab_size)
-    for seed in range(args.seeds):
-        for name, run in runs.items():
-            if any((row["name"], row["seed"]) == (name, seed) for row in trained):
-                continue
-            row = train(run, text, model, args.steps, seed, f"{name}, seed {seed}")
-            trained.append({"name": name, "seed": seed, "lr": run.lr, **row})
-            result.parent.mkdir(parents=True, exist_ok=True)
-            results = {"settings": settings, "runs": summary(runs, trained), "trained": trained}
-            write_atomically(result, json.dumps(results, indent=1) + "\n")
+    done = {(row["name"], row["seed"]) for row in trained}
+    missing = [(name, seed) for seed in range(args.seeds) for name in runs]
+    missing = [one for one in missing if one not in done]
+    first, begins = None, {}
+    if pretrained is not None and missing:
+        measured, first = train(
+            pretrained.run, text, model, pretrained.steps, PRETRAINING_SEED, "the beginning"
+        )
+        begins = {"begins_with_perplexity": measured["perplexity"]}
+    for name, seed in missing:
+        row, _ = train(runs[name], text, model, args.steps, seed, f"{name}, seed {seed}", first)
+        trained.append({"name": name, "seed": seed, "lr": runs[name].lr, **row})
+        result.parent.mkdir(parents=True, exist_ok=True)
+        parts = {"settings": settings, **begins, "runs": summary(runs, trained), "trained": trained}
+        write_atomically(result, json.dumps(parts, indent=1) + "\n")
 
     table = Table("", "perplexity", "beside", "state", "weights")
     for row in summary(runs, trained):
         drift = ""
         if row["drift_percent"] is not None:
-            drift = f"{row['drift_percent']:+.2f} %"
+            drift = f"{row['drift_percent']:+.3f} %"
         if row["standard_error"] is not None:
-            drift += f" ± {row['standard_error']:.2f}"
+            drift += f" ± {row['standard_error']:.3f}"
         sizes = (f"{row[key] / 1e6:.2f} MB" for key in ("optimizer_state_bytes", "weights_bytes"))
         table.add_row(row["name"], f"{row['perplexity']:.3f}", drift, *sizes)
     Console().print(table)

@@ -53,7 +53,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 left += size
             verdict = "" if row["fits"] else "  does not fit"
             # Not across the line of the chip's memory.
-            at = max(left, memory) if memory - left < 7 else left
+            at = max(left, memory) if memory - left < 8 else left
             axes.text(at + 0.6, place, f"{row['peak_gib']:.1f}{verdict}", va="center")
         axes.vlines(memory, begin, place + 0.5, color="#D55E00", linewidth=2)
         place += 1.2
