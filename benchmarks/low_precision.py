@@ -5,10 +5,10 @@
 Trains llama_1m on real text, byte by byte, with optimizer state, bases or weights in fewer bits,
 beside a run in float32 from the same first weights over the same batches. Gradients are computed in
 float32 always, from whatever the weights are stored as, so that nothing but their storage differs.
-All of it for several seeds, of weights, batches and the basis's sketch: a single pair of runs comes
-apart by more than most of these effects. Prints a table and writes docs/results/low_precision.json
-after every run; a second call goes on where the first was stopped. About a quarter of an hour on
-two cores.
+From random weights a single pair of runs comes apart by more than most of these effects, so it
+takes several seeds (of weights, batches and the basis's sketch); ``benchmarks.continued`` is
+finer. Prints a table and writes docs/results/low_precision.json after every run; a second call goes
+on where the first was stopped. A run takes two minutes on two cores, four seeds of all two hours.
 """
 
 from collections.abc import Callable

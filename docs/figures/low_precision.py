@@ -1,6 +1,6 @@
 """Draws training losses with bfloat16 weights, rounded to nearest or at random, beside float32.
 
-python docs/figures/low_precision.py     # from docs/results/low_precision.json
+python docs/figures/low_precision.py     # docs/results/continued.json -> docs/images/rounding.png
 """
 
 import json
@@ -12,7 +12,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parents[1]
-RESULTS, PICTURE = DOCS / "results" / "low_precision.json", DOCS / "images" / "rounding.png"
+RESULTS, PICTURE = DOCS / "results" / "continued.json", DOCS / "images" / "rounding.png"
 # Colours that people with any kind of colour vision can tell apart (Okabe and Ito).
 KINDS = {
     "bfloat16 weights": ("rounded to nearest", "#D55E00"),
@@ -21,12 +21,8 @@ KINDS = {
 
 
 def curves(trained: list[dict[str, Any]], name: str) -> dict[int, np.ndarray]:
-    """Training losses by seed, of the runs that have them."""
-    return {
-        row["seed"]: np.array(row["train_losses"])
-        for row in trained
-        if row["name"] == name and "train_losses" in row
-    }
+    """Training losses by seed."""
+    return {row["seed"]: np.array(row["train_losses"]) for row in trained if row["name"] == name}
 
 
 def draw(trained: list[dict[str, Any]], run_length: int, path: Path) -> None:
