@@ -81,6 +81,7 @@ ROWS = [
     ("llama_13b", "v5e:1x1", "--batch 1 --weights int8 --method apollo_mini"),
     ("llama_3b", "v6e:1x1", "--batch 1 --method adamw"),
     ("llama_7b", "v6e:1x1", "--batch 29 --micro-batches 29"),
+    ("llama_7b", "v6e:1x1", "--batch 29 --micro-batches 29 --method galore"),
     ("llama_7b", "v6e:1x1", "--batch 30 --micro-batches 30 --method apollo_mini"),
     ("llama_7b", "v6e:1x1", "--batch 1 --rank 1024 --oversample 0"),
     ("llama_13b", "v6e:1x1", "--batch 1"),
