@@ -11,17 +11,11 @@ About three quarters of an hour on two cores.
 
 from pathlib import Path
 
-from benchmarks.low_precision import FIRA, RUNS
+from benchmarks.low_precision import FIRA, RUNS, TEXT
 from benchmarks.short_runs import Pretrained, compare
 
 RESULT = Path("docs/results/continued.json")
+BEGINNING = Pretrained(FIRA, steps=500, lr_share=0.2)
 
 if __name__ == "__main__":
-    compare(
-        RUNS,
-        RESULT,
-        __doc__.splitlines()[0],
-        seq_len=192,
-        validation_tokens=131_072,
-        pretrained=Pretrained(FIRA, steps=500, lr_share=0.2),
-    )
+    compare(RUNS, RESULT, __doc__.splitlines()[0], pretrained=BEGINNING, **TEXT)

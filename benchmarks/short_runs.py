@@ -182,7 +182,7 @@ def compare(
     }
     if pretrained is not None:
         runs = {k: dataclasses.replace(r, lr=r.lr * pretrained.lr_share) for k, r in runs.items()}
-        settings["pretrained_steps"] = pretrained.steps
+        settings |= {"pretrained_steps": pretrained.steps, "lr_share": pretrained.lr_share}
     trained: list[dict[str, Any]] = []
     if result.exists():
         before = json.loads(result.read_text())
@@ -196,8 +196,8 @@ def compare(
     model, _ = load_model_config("llama_1m")
     model = dataclasses.replace(model, vocab_size=text.vocab_size)
     done = {(row["name"], row["seed"]) for row in trained}
-    missing = [(name, seed) for seed in range(args.seeds) for name in runs]
-    missing = [one for one in missing if one not in done]
+    every = ((name, seed) for seed in range(args.seeds) for name in runs)
+    missing = [one for one in every if one not in done]
     first, begins = None, {}
     if pretrained is not None and missing:
         measured, first = train(

@@ -81,9 +81,10 @@ class TrainingStep:
         model, _ = load_model_config("llama_60m")
         shape = (TRAINING_BATCH, TRAINING_SEQ_LEN + 1)
         self.tokens = jax.random.randint(jax.random.key(0), shape, 0, model.vocab_size)
-        graphdef, init = make_init(model, fira(rule), seed=0)
+        tx = fira(rule)
+        graphdef, init = make_init(model, tx, seed=0)
         self.state = jax.jit(init)()
-        self.step = make_train_step(graphdef, fira(rule), lambda _: 1e-3, 1)
+        self.step = make_train_step(graphdef, tx, lambda _: 1e-3, 1)
 
     def seconds(self, count: int) -> float:
         """Wall time of the step that comes after ``count`` others."""

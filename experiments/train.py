@@ -103,11 +103,7 @@ def _train(
     micro_batch_size = config.batch_size // config.accumulate
     validation = [put_batch(batch["tokens"], mesh) for batch in tokens.validation(micro_batch_size)]
     checkpoints = Checkpoints(directory / "checkpoints")
-    if start := checkpoints.latest_step:
-        state, seconds = checkpoints.restore(abstract_state, batches)
-        print(f"continuing {directory} after step {start}")
-    else:
-        state, seconds = jax.jit(init_state, out_shardings=shardings)(), 0.0
+    start = checkpoints.latest_step
     stop = min(config.steps, config.stop_after or config.steps)
 
     if not config.layerwise:
@@ -120,7 +116,6 @@ def _train(
             adaptive=config.batch_size if config.adaptive_batch else None,
         )
     evaluate = make_evaluate(graphdef)
-    restart = make_restart(config, graphdef, shardings)
     log = MetricsLog(directory, start) if is_first_process() else NoLog()
     with (
         closing(batches),
@@ -129,15 +124,22 @@ def _train(
         ProgressLine(start, config.steps, config.batch_size * config.seq_len) as line,
     ):
         report = DelayedReport(log, line)
-        formats = shardings  # where the state lies, and how
+        formats = shardings  # where the state lies, and in which order
         if start < stop and not config.adaptive_batch:  # whose batches have several sizes
             line.say("compiling the update ...")
             began = time.perf_counter()
             example = put_batch(np.zeros((config.batch_size, config.seq_len + 1), np.int32), mesh)
             train_step = lower_update(train_step, abstract_state, example).compile()
             formats = train_step.input_formats[0][0]
-            state = jax.device_put(state, formats)
             line.say(f"compiled in {time.perf_counter() - began:.1f} s")
+        # Only now, so that there is never a second copy in another order.
+        if start:
+            state, seconds = checkpoints.restore(abstract_state, batches)
+            state = jax.device_put(state, formats, donate=True)
+            line.say(f"continuing {directory} after step {start}")
+        else:
+            state, seconds = jax.jit(init_state, out_shardings=formats)(), 0.0
+        restart = make_restart(config, graphdef, formats)
         began = time.perf_counter()
         for step in range(start + 1, stop + 1):
             rows = next_rows(batches, batches_per_update(config, state.opt_state))
@@ -145,7 +147,7 @@ def _train(
             state, values = train_step(state, put_batch(rows, mesh))
             report.submit(step, values)
             if config.parametrisation == "relora" and step % config.update_proj_gap == 0:
-                state = jax.device_put(restart(state), formats)
+                state = restart(state)
             evaluate_now = step % config.eval_every == 0 or step == config.steps
             save_now = step % config.checkpoint_every == 0 or step == stop
             if not (evaluate_now or save_now):
