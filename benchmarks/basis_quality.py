@@ -25,11 +25,11 @@ from rich.progress import track
 from rich.table import Table
 
 import fira_jax
-from experiments import data
-from experiments.metrics import write_atomically
-from experiments.model import loss
-from experiments.model_configs import load_model_config
-from experiments.step import make_init, make_train_step
+from experiments.files import write_atomically
+from experiments.llama.configs import load_model_config
+from experiments.llama.model import loss
+from experiments.text import batches as data
+from experiments.training.step import make_init, make_train_step
 
 RESULT = Path("docs/results/basis_quality.json")
 BASES: dict[str, fira_jax.basis.Basis] = {

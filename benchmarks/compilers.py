@@ -42,8 +42,8 @@ def cases() -> dict[tuple[str, str], Case]:
     import optax  # noqa: PLC0415
 
     import fira_jax  # noqa: PLC0415
-    from experiments.config import PretrainConfig  # noqa: PLC0415
-    from experiments.optimizers import OPTIMIZERS  # noqa: PLC0415
+    from experiments.training.config import PretrainConfig  # noqa: PLC0415
+    from experiments.training.optimizers import OPTIMIZERS  # noqa: PLC0415
 
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -66,11 +66,11 @@ def cases() -> dict[tuple[str, str], Case]:
         return fira_jax.fira(1e-3, RANK, weight_dimension_numbers=matrices, **options)
 
     def quantized_weights() -> Any:
-        weights = jax.eval_shape(fira_jax.quantize_weights, tree)
-        return fira_jax.apply_quantized_updates, (weights, tree, array(dtype=jnp.int32))
+        weights = jax.eval_shape(fira_jax.precision.quantize_weights, tree)
+        return fira_jax.precision.apply_quantized_updates, (weights, tree, array(dtype=jnp.int32))
 
     def rounding() -> Any:
-        tx = optax.chain(optax.sgd(1e-3), fira_jax.round_stochastically())
+        tx = optax.chain(optax.sgd(1e-3), fira_jax.precision.round_stochastically())
         return update(tx, jax.tree.map(lambda x: array(*x.shape, dtype=jnp.bfloat16), tree))
 
     def lora_pro(moments: Any) -> Case:
@@ -143,7 +143,7 @@ def compile_all(compiler: str, word: str, output: Path) -> None:
     """Compiles what is missing for one compiler and has ``word`` in its kind or name."""
     import jax  # noqa: PLC0415
 
-    from experiments.metrics import write_atomically  # noqa: PLC0415
+    from experiments.files import write_atomically  # noqa: PLC0415
 
     device = jax.devices("cpu")[0] if compiler == "cpu" else device_of(COMPILERS[compiler])[0]
     rows = read(output)

@@ -4,7 +4,7 @@
 
 Compiles the refresh of a stacked LLaMA-60M's attention and MLP weights for eight devices that a CPU
 plays, with and without the mesh being known (``jax.set_mesh``), and reads the program: how often a
-device factorises and what it is sent, loops multiplied out, all matrices being due. Nothing is run.
+device factorizes and what it is sent, loops multiplied out, all matrices being due. Nothing is run.
 Prints a table and writes docs/results/dealt_out.json.
 """
 
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.sharded_refresh import ENVIRONMENT, MODELS, RANK, collectives
-from experiments.metrics import write_atomically
+from experiments.files import write_atomically
 
 RESULT = Path("docs/results/dealt_out.json")
 MESHES = ("fsdp=8", "fsdp=4,tensor=2")

@@ -48,8 +48,8 @@ def compare(name: str) -> dict[str, Any]:
     from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: PLC0415
 
     import fira_jax  # noqa: PLC0415
-    from experiments.config import PretrainConfig  # noqa: PLC0415
-    from experiments.optimizers import OPTIMIZERS  # noqa: PLC0415
+    from experiments.training.config import PretrainConfig  # noqa: PLC0415
+    from experiments.training.optimizers import OPTIMIZERS  # noqa: PLC0415
 
     config = PretrainConfig(optimizer=name, rank=RANK, update_proj_gap=GAP)
     tx = OPTIMIZERS[name](config, optax.constant_schedule(LEARNING_RATE))
@@ -95,8 +95,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="these optimizers only, and nothing written")
     args = parser.parse_args()
     os.environ |= ENVIRONMENT
-    from experiments.metrics import write_atomically  # noqa: PLC0415
-    from experiments.optimizers import OPTIMIZERS  # noqa: PLC0415
+    from experiments.files import write_atomically  # noqa: PLC0415
+    from experiments.training.optimizers import OPTIMIZERS  # noqa: PLC0415
 
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() and not args.names else {}
     for name in args.names or OPTIMIZERS:

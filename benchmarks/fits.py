@@ -142,7 +142,7 @@ def model_of(args: argparse.Namespace) -> Any:
     """Architecture and numerics of a row."""
     import jax.numpy as jnp  # noqa: PLC0415
 
-    from experiments.model_configs import load_model_config  # noqa: PLC0415
+    from experiments.llama.configs import load_model_config  # noqa: PLC0415
 
     return dataclasses.replace(
         load_model_config(args.model)[0],
@@ -155,7 +155,7 @@ def model_of(args: argparse.Namespace) -> Any:
 
 def storage(args: argparse.Namespace) -> dict[str, Any]:
     """In which form a layerwise step keeps the weights."""
-    from experiments.layerwise import in_8_bits  # noqa: PLC0415
+    from experiments.training.layerwise_step import in_8_bits  # noqa: PLC0415
 
     return {"store": in_8_bits} if args.weights == "int8" else {}
 
@@ -182,9 +182,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from experiments.layerwise import make_layerwise  # noqa: PLC0415
-    from experiments.step import lower_update, make_init, make_train_step  # noqa: PLC0415
-    from fira_jax.memory import device_bytes  # noqa: PLC0415
+    from experiments.training.layerwise_step import make_layerwise  # noqa: PLC0415
+    from experiments.training.step import lower_update, make_init, make_train_step  # noqa: PLC0415
+    from fira_jax.cost.memory import device_bytes  # noqa: PLC0415
 
     device, memory_gib = device_of(args.topology)
     config = model_of(args)
@@ -261,7 +261,7 @@ def parser() -> argparse.ArgumentParser:
 
 def compile_table(limit: float) -> None:
     """Compiles the rows that are missing, each in a process of its own, and shows them all."""
-    from experiments.metrics import write_atomically  # noqa: PLC0415
+    from experiments.files import write_atomically  # noqa: PLC0415
 
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     names = (
@@ -314,7 +314,7 @@ def compile_table(limit: float) -> None:
 
 def corners(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each chip's and method's largest model and most tokens a step, of what was compiled."""
-    from experiments.model_configs import load_model_config  # noqa: PLC0415
+    from experiments.llama.configs import load_model_config  # noqa: PLC0415
 
     def size(row: dict[str, Any]) -> tuple[int, int]:
         return load_model_config(row["model"])[0].parameter_count, row["tokens_per_step"]

@@ -64,7 +64,7 @@ def main() -> None:
         print(milliseconds())
         return
 
-    from experiments.metrics import write_atomically  # noqa: PLC0415
+    from experiments.files import write_atomically  # noqa: PLC0415
 
     rows, cores = [], os.cpu_count() or 1
     for beside in (0, cores, 3 * cores):

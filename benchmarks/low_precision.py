@@ -26,14 +26,14 @@ TEXT: dict[str, Any] = {"seq_len": 192, "validation_tokens": 131_072}
 
 def in_8_bits(rounding: Literal["stochastic", "nearest"] = "stochastic") -> Any:
     """Adam with its moments in 8 bits, in the subspace and elsewhere."""
-    return fira_jax.quantize_state(optax.scale_by_adam(eps=1e-6), rounding=rounding)
+    return fira_jax.precision.quantize_state(optax.scale_by_adam(eps=1e-6), rounding=rounding)
 
 
 def adamw(**options: Any) -> Callable[[optax.Schedule, int], optax.GradientTransformation]:
     """Full-rank Adam, its state in 8 bits if there are any options."""
     adam = optax.scale_by_adam()
     if options:
-        adam = fira_jax.quantize_state(adam, **options)
+        adam = fira_jax.precision.quantize_state(adam, **options)
     return lambda lr, _: optax.chain(adam, optax.scale_by_learning_rate(lr))
 
 

@@ -9,7 +9,7 @@ gradients have, a few strong directions and a long tail. Beside the times stand 
 exact subspace's energy that the randomized one holds, and what the products alone would take: those
 with the matrix, which no range finder of as many power iterations can do without.
 
-A large SVD gains by LAPACK's threads, small factorisations lose by them: so both are measured, each
+A large SVD gains by LAPACK's threads, small factorizations lose by them: so both are measured, each
 in a process of its own, since the number is read when LAPACK is loaded.
 
 Prints a table and puts its rows into docs/results/refresh_by_size.json. Two minutes on two quiet
@@ -33,7 +33,7 @@ from rich.progress import track
 from rich.table import Table
 
 import fira_jax
-from experiments.metrics import write_atomically
+from experiments.files import write_atomically
 
 RESULT = Path("docs/results/refresh_by_size.json")
 RANK = 128

@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.metrics import write_atomically
+from experiments.files import write_atomically
 
 RESULT = Path("docs/results/sharded_refresh.json")
 RANK = 128

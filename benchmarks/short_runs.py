@@ -24,11 +24,11 @@ from rich.progress import track
 from rich.table import Table
 
 import fira_jax
-from experiments import data
-from experiments.metrics import write_atomically
-from experiments.model import LlamaConfig, loss
-from experiments.model_configs import load_model_config
-from experiments.step import make_evaluate, make_init
+from experiments.files import write_atomically
+from experiments.llama.configs import load_model_config
+from experiments.llama.model import LlamaConfig, loss
+from experiments.text import batches as data
+from experiments.training.step import make_evaluate, make_init
 
 RANK, GAP, BATCH_SIZE = 32, 50, 8
 PRETRAINING_SEED = 1000  # no other run sees its batches in their order
@@ -98,15 +98,15 @@ def train(
     schedule = optax.warmup_cosine_decay_schedule(0.0, run.lr, steps // 10, steps, run.lr / 10)
     optimizer = run.make(schedule, seed)
     graphdef, init = make_init(model, optimizer, seed)
-    stochastic = fira_jax.round_stochastically(seed)
+    stochastic = fira_jax.precision.round_stochastically(seed)
 
     def store(params: Any) -> Any:
         if run.weights == "int8, stochastic":
-            return fira_jax.quantize_weights(params)
+            return fira_jax.precision.quantize_weights(params)
         return jax.tree.map(lambda p: p.astype(run.weights.split(",")[0]), params)
 
     def load(weights: Any) -> Any:
-        params = fira_jax.dequantize_weights(weights)
+        params = fira_jax.precision.dequantize_weights(weights)
         return jax.tree.map(lambda p: p.astype(jnp.float32), params)
 
     @jax.jit
@@ -120,9 +120,9 @@ def train(
         value, grads = jax.value_and_grad(lambda p: loss(nnx.merge(graphdef, p), tokens))(params)
         updates, state = optimizer.update(grads, state, params)
         if run.weights == "int8, stochastic":
-            return fira_jax.apply_quantized_updates(weights, updates, count), state, value
+            return fira_jax.precision.apply_quantized_updates(weights, updates, count), state, value
         if run.weights == "bfloat16, stochastic":
-            counter = fira_jax.StochasticRoundingState(count)
+            counter = fira_jax.precision.StochasticRoundingState(count)
             updates, _ = stochastic.update(updates, counter, weights)
         return optax.apply_updates(weights, updates), state, value
 

@@ -38,10 +38,10 @@ from rich.table import Table
 
 import fira_jax
 from benchmarks.update_step import GAP, HIDDEN, INNER, LAYERS, RANK, parameters, set_count
-from experiments import data
-from experiments.metrics import write_atomically
-from experiments.model_configs import load_model_config
-from experiments.step import make_evaluate, make_init, make_train_step
+from experiments.files import write_atomically
+from experiments.llama.configs import load_model_config
+from experiments.text import batches as data
+from experiments.training.step import make_evaluate, make_init, make_train_step
 
 RESULT = Path("docs/results/staggered.json")
 RULES = ("fixed", "staggered")
@@ -157,7 +157,7 @@ def measure(
 def refreshing_steps(rule: str, matrices: int) -> list[int]:
     """At which steps after the first gap any of so many matrices is refreshed, from 0."""
     schedule = fira_jax.refresh.resolve(rule)
-    assert not isinstance(schedule, fira_jax.rules.Rule)
+    assert not isinstance(schedule, fira_jax.refresh.Rule)
     counts = range(GAP, 2 * GAP)
     every = jnp.arange(matrices)
     return [

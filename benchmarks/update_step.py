@@ -32,7 +32,7 @@ from rich.progress import track
 from rich.table import Table
 
 import fira_jax
-from experiments.metrics import write_atomically
+from experiments.files import write_atomically
 
 RESULT = Path("docs/results/update_step.json")
 HIDDEN, INNER, LAYERS, RANK, GAP = 512, 1376, 8, 128, 200
@@ -101,7 +101,7 @@ CANDIDATES: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 def set_count(state: Any, count: int) -> Any:
     """The state with its refresh counter at ``count``."""
-    kinds = (fira_jax.LowRankProjectState, optax.contrib.GaLoreState)
+    kinds = (fira_jax.transforms.LowRankProjectState, optax.contrib.GaLoreState)
     return jax.tree.map(
         lambda x: x._replace(count=jnp.asarray(count, jnp.int32)) if isinstance(x, kinds) else x,
         state,

@@ -19,12 +19,13 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from experiments import train
-from experiments.config import PretrainConfig, parse
 from experiments.demo_figure import draw
-from experiments.metrics import read_metrics, write_atomically
-from experiments.optimizers import build_optimizer, learning_rate_schedule
-from experiments.step import make_init
+from experiments.files import write_atomically
+from experiments.training import loop as train
+from experiments.training.config import PretrainConfig, parse
+from experiments.training.metrics import read_metrics
+from experiments.training.optimizers import build_optimizer, learning_rate_schedule
+from experiments.training.step import make_init
 
 OPTIMIZERS = {"adamw": "AdamW", "galore": "GaLore", "fira": "Fira"}
 SETTINGS: dict[str, Any] = {

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from experiments import train
 from experiments.demo import OPTIMIZERS, SETTINGS, SWEEP, run_config
-from experiments.metrics import write_atomically
+from experiments.files import write_atomically
+from experiments.training import loop as train
 
 START = 0.01
 RUNS = Path("runs/demo_sweep")

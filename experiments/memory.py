@@ -14,15 +14,15 @@ import optax
 import tyro
 from jax.sharding import AbstractMesh
 
-from experiments.config import PretrainConfig, overlay
-from experiments.layerwise import make_layerwise
+from experiments.llama.configs import load_model_config
+from experiments.llama.model import LlamaConfig
 from experiments.mesh import AXES, mesh_sizes
-from experiments.model import LlamaConfig
-from experiments.model_configs import load_model_config
-from experiments.optimizers import build_optimizer
-from experiments.step import make_init, make_state_shardings, make_train_step
-from fira_jax.liveness import Array, Size, nbytes, peak
-from fira_jax.memory import device_bytes, split_size
+from experiments.training.config import PretrainConfig, overlay
+from experiments.training.layerwise_step import make_layerwise
+from experiments.training.optimizers import build_optimizer
+from experiments.training.step import make_init, make_state_shardings, make_train_step
+from fira_jax.cost.liveness import Array, Size, nbytes, peak
+from fira_jax.cost.memory import device_bytes, split_size
 
 HELP = """How much memory one training step takes on each device, before anything runs.
 
@@ -61,7 +61,7 @@ class MemoryConfig:
     model: str = "llama_7b"
     """A file in experiments/configs (llama_1m, llama_60m ... llama_7b) or the path of a yaml."""
     optimizer: str = "fira"
-    """Name in experiments/optimizers.py, such as fira, galore, apollo_mini or adamw."""
+    """Name in experiments/training/optimizers.py, such as fira, galore, apollo_mini or adamw."""
     rank: int = 128
     """Dimension of the subspace that each projected matrix's Adam moments live in."""
     batch_size: int = 512

@@ -4,9 +4,11 @@ import contextlib
 import os
 import sys
 
-from experiments import config, mesh, train
-from experiments.corpus import CorpusError
-from experiments.packages import DownloadError
+from experiments import mesh
+from experiments.text.corpus import CorpusError
+from experiments.text.packages import DownloadError
+from experiments.training import config
+from experiments.training import loop as train
 
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, CorpusError, DownloadError, train.DivergedError)
 

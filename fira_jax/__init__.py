@@ -1,31 +1,28 @@
-"""Full-rank training of large models on low-rank optimizer memory, as Optax transformations."""
+"""Full-rank training of large models on low-rank optimizer memory, as Optax transformations.
+
+What a walk through a subspace is made of, the methods, and the tools around them stand here. The
+rest is one step further: kinds of subspaces in :mod:`fira_jax.basis`, when they are replaced in
+:mod:`fira_jax.refresh`, rarer pieces and the states of all in :mod:`fira_jax.transforms`, fewer
+bits in :mod:`fira_jax.precision`.
+"""
+
+import importlib
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from fira_jax import basis as basis
-from fira_jax import rules as rules
-from fira_jax.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
-from fira_jax.describe import Description as Description
-from fira_jax.describe import describe as describe
+from fira_jax import precision as precision
+from fira_jax import refresh as refresh
+from fira_jax import transforms as transforms
+from fira_jax.cost.describe import Description as Description
+from fira_jax.cost.describe import describe as describe
 from fira_jax.dimension_numbers import match_paths as match_paths
-from fira_jax.equalise import EqualiseResidualState as EqualiseResidualState
-from fira_jax.equalise import equalise_residual as equalise_residual
-from fira_jax.factored import ProjFactorState as ProjFactorState
-from fira_jax.factored import project_back_by_factors as project_back_by_factors
-from fira_jax.factors import adjust_lora_gradients as adjust_lora_gradients
-from fira_jax.factors import in_product_space as in_product_space
-from fira_jax.feedback import LowRankFeedbackState as LowRankFeedbackState
-from fira_jax.feedback import low_rank_project_with_feedback as low_rank_project_with_feedback
-from fira_jax.layerwise import Layerwise as Layerwise
-from fira_jax.layerwise import layerwise as layerwise
-from fira_jax.limiter import NormGrowthLimitState as NormGrowthLimitState
-from fira_jax.limiter import norm_growth_limit as norm_growth_limit
+from fira_jax.layer_by_layer.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
+from fira_jax.layer_by_layer.step import Layerwise as Layerwise
+from fira_jax.layer_by_layer.step import layerwise as layerwise
 from fira_jax.low_rank import LowRank as LowRank
-from fira_jax.matrices import OnMatricesState as OnMatricesState
-from fira_jax.matrices import on_matrices as on_matrices
-from fira_jax.memory import Memory as Memory
-from fira_jax.memory import memory as memory
-from fira_jax.methods.adadagrad import AdaGradNormState as AdaGradNormState
+from fira_jax.matrix_view import MatrixView as MatrixView
 from fira_jax.methods.adadagrad import adadagrad as adadagrad
-from fira_jax.methods.adadagrad import scale_by_adagrad_norm as scale_by_adagrad_norm
 from fira_jax.methods.adarankgrad import adarankgrad as adarankgrad
 from fira_jax.methods.alice import alice as alice
 from fira_jax.methods.apollo import apollo as apollo
@@ -40,51 +37,98 @@ from fira_jax.methods.gwt import gwt as gwt
 from fira_jax.methods.ldadam import ldadam as ldadam
 from fira_jax.methods.lora_pro import lora_pro as lora_pro
 from fira_jax.methods.lotus import lotus as lotus
-from fira_jax.methods.m_fac import MFacState as MFacState
 from fira_jax.methods.m_fac import m_fac as m_fac
-from fira_jax.methods.m_fac import scale_by_m_fac as scale_by_m_fac
 from fira_jax.methods.q_galore import q_galore as q_galore
 from fira_jax.methods.racs import racs as racs
-from fira_jax.methods.scale import scale as scale
+from fira_jax.methods.scale_optimizer import scale_optimizer as scale_optimizer
 from fira_jax.methods.sinkgd import sinkgd as sinkgd
 from fira_jax.methods.subtrack import subtrack as subtrack
 from fira_jax.methods.swan import swan as swan
 from fira_jax.methods.trion import trion as trion
 from fira_jax.methods.vlorp import vlorp as vlorp
-from fira_jax.moments import AdamInSubspaceState as AdamInSubspaceState
-from fira_jax.moments import in_subspace as in_subspace
-from fira_jax.moments import scale_by_adam_in_subspace as scale_by_adam_in_subspace
-from fira_jax.momentum_feedback import MomentumFeedbackState as MomentumFeedbackState
-from fira_jax.momentum_feedback import momentum_feedback as momentum_feedback
-from fira_jax.norm_test import AdaptBatchSizeState as AdaptBatchSizeState
-from fira_jax.norm_test import adapt_batch_size as adapt_batch_size
-from fira_jax.norm_test import gradient_variance as gradient_variance
-from fira_jax.norm_test import squared_norm as squared_norm
-from fira_jax.normalise import multi_normalise as multi_normalise
-from fira_jax.normalise import standardise as standardise
-from fira_jax.normalise import unit_rms as unit_rms
-from fira_jax.normalise import whiten as whiten
-from fira_jax.project import LowRankProjectState as LowRankProjectState
-from fira_jax.project import low_rank_project as low_rank_project
-from fira_jax.project import project_back as project_back
-from fira_jax.quantize import QuantizedState as QuantizedState
-from fira_jax.quantize import quantize_state as quantize_state
-from fira_jax.quantized_weights import QuantizedWeight as QuantizedWeight
-from fira_jax.quantized_weights import apply_quantized_updates as apply_quantized_updates
-from fira_jax.quantized_weights import dequantize_weights as dequantize_weights
-from fira_jax.quantized_weights import quantize_weights as quantize_weights
-from fira_jax.residual import fira_residual_scale as fira_residual_scale
-from fira_jax.residual import plain_residual as plain_residual
-from fira_jax.residual import replace_by_scaled_gradient as replace_by_scaled_gradient
-from fira_jax.residual import residual_over_denominator as residual_over_denominator
-from fira_jax.resize import active_ranks as active_ranks
-from fira_jax.resize import resize_state as resize_state
-from fira_jax.rounding import StochasticRoundingState as StochasticRoundingState
-from fira_jax.rounding import round_stochastically as round_stochastically
-from fira_jax.sharding import state_shardings as state_shardings
-from fira_jax.subspace import MatrixView as MatrixView
+from fira_jax.ranks import active_ranks as active_ranks
+from fira_jax.ranks import resize_state as resize_state
+from fira_jax.sharding.state import state_shardings as state_shardings
 from fira_jax.subspace import Subspace as Subspace
-from fira_jax.weight_norm import WeightNormState as WeightNormState
-from fira_jax.weight_norm import weight_normalised as weight_normalised
+from fira_jax.transforms.adam import scale_by_adam_in_subspace as scale_by_adam_in_subspace
+from fira_jax.transforms.equalize import equalize_residual as equalize_residual
+from fira_jax.transforms.error_feedback import (
+    low_rank_project_with_feedback as low_rank_project_with_feedback,
+)
+from fira_jax.transforms.factored import project_back_by_factors as project_back_by_factors
+from fira_jax.transforms.in_subspace import in_subspace as in_subspace
+from fira_jax.transforms.limiter import norm_growth_limit as norm_growth_limit
+from fira_jax.transforms.matrices import on_matrices as on_matrices
+from fira_jax.transforms.momentum_feedback import momentum_feedback as momentum_feedback
+from fira_jax.transforms.project import low_rank_project as low_rank_project
+from fira_jax.transforms.project import project_back as project_back
+from fira_jax.transforms.residual import fira_residual_scale as fira_residual_scale
+from fira_jax.transforms.residual import plain_residual as plain_residual
+from fira_jax.transforms.residual import replace_by_scaled_gradient as replace_by_scaled_gradient
+from fira_jax.transforms.residual import residual_over_denominator as residual_over_denominator
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from fira_jax.cost.memory import Memory as Memory
+    from fira_jax.cost.memory import memory as memory
+
+__version__ = "0.2.0"
+
+_LATER = dict.fromkeys(("Memory", "memory"), "fira_jax.cost.memory")
+"""What takes longer to import than all the rest together, and is seldom called."""
+
+_RENAMED = {
+    "AdaGradNormState": "fira_jax.transforms.AdaGradNormState",
+    "AdamInSubspaceState": "fira_jax.transforms.AdamInSubspaceState",
+    "AdaptBatchSizeState": "fira_jax.transforms.AdaptBatchSizeState",
+    "EqualiseResidualState": "fira_jax.transforms.EqualizeResidualState",
+    "LowRankFeedbackState": "fira_jax.transforms.LowRankFeedbackState",
+    "LowRankProjectState": "fira_jax.transforms.LowRankProjectState",
+    "MFacState": "fira_jax.transforms.MFacState",
+    "MomentumFeedbackState": "fira_jax.transforms.MomentumFeedbackState",
+    "NormGrowthLimitState": "fira_jax.transforms.NormGrowthLimitState",
+    "OnMatricesState": "fira_jax.transforms.OnMatricesState",
+    "ProjFactorState": "fira_jax.transforms.ProjFactorState",
+    "QuantizedState": "fira_jax.precision.QuantizedState",
+    "QuantizedWeight": "fira_jax.precision.QuantizedWeight",
+    "StochasticRoundingState": "fira_jax.precision.StochasticRoundingState",
+    "WeightNormState": "fira_jax.transforms.WeightNormState",
+    "adapt_batch_size": "fira_jax.transforms.adapt_batch_size",
+    "adjust_lora_gradients": "fira_jax.transforms.adjust_lora_gradients",
+    "apply_quantized_updates": "fira_jax.precision.apply_quantized_updates",
+    "dequantize_weights": "fira_jax.precision.dequantize_weights",
+    "equalise_residual": "fira_jax.equalize_residual",
+    "gradient_variance": "fira_jax.transforms.gradient_variance",
+    "in_product_space": "fira_jax.transforms.in_product_space",
+    "multi_normalise": "fira_jax.transforms.multi_normalize",
+    "quantize_state": "fira_jax.precision.quantize_state",
+    "quantize_weights": "fira_jax.precision.quantize_weights",
+    "round_stochastically": "fira_jax.precision.round_stochastically",
+    "rules": "fira_jax.refresh",
+    "scale": "fira_jax.scale_optimizer",
+    "scale_by_adagrad_norm": "fira_jax.transforms.scale_by_adagrad_norm",
+    "scale_by_m_fac": "fira_jax.transforms.scale_by_m_fac",
+    "squared_norm": "fira_jax.transforms.squared_norm",
+    "standardise": "fira_jax.transforms.standardize",
+    "unit_rms": "fira_jax.transforms.unit_rms",
+    "weight_normalised": "fira_jax.transforms.weight_normalized",
+    "whiten": "fira_jax.transforms.whiten",
+}
+"""Names of version 0.1, which still work and warn; gone in 0.3."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    if name in _RENAMED:
+        home, _, renamed = _RENAMED[name].rpartition(".")
+        warnings.warn(
+            f"fira_jax.{name} is now {_RENAMED[name]}; the old name goes in version 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module(home), renamed)
+    raise AttributeError(f"module 'fira_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

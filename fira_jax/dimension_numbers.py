@@ -10,7 +10,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from fira_jax.subspace import Params, path_name, unbox
+from fira_jax.trees import Params, path_name, unbox
 
 _LAST_TWO_AXES = MuonDimensionNumbers(-2, -1)
 

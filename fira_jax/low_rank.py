@@ -12,10 +12,13 @@ import numpy as np
 import optax
 
 from fira_jax import basis as bases
-from fira_jax import refresh as refreshes
 from fira_jax.checks import require_choice, require_count, require_float_dtype
+from fira_jax.matrix_view import MatrixView
 from fira_jax.plan import Leaf, Rank, Side, decide
-from fira_jax.subspace import MatrixView, Params, is_leaf, unbox
+from fira_jax.refresh import Rule
+from fira_jax.refresh.schedules import Schedule, fixed
+from fira_jax.refresh.schedules import resolve as resolve_rule
+from fira_jax.trees import Params, is_leaf, unbox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class LowRank:
       refresh: when bases are replaced: ``"fixed"`` (all every ``update_proj_gap`` steps),
         ``"staggered"`` (the same number of refreshes spread evenly over the gap), ``"lazy"`` (each
         at a gap of its own, which grows where the basis is stable), a callable
-        ``(count, index, total, gap) -> bool`` over arrays, or a :class:`fira_jax.rules.Rule`.
+        ``(count, index, total, gap) -> bool`` over arrays, or a :class:`fira_jax.refresh.Rule`.
       basis_dtype: dtype of the stored basis; None for the parameter's.
       pieces: into how many matrices of their own each is cut along the compressed side, which they
         must divide. Static.
@@ -83,7 +86,7 @@ class LowRank:
     weight_dimension_numbers: Any = None
     seed: jax.typing.ArrayLike = 0
     moments: Literal["keep", "carry", "reset"] = "keep"
-    refresh: str | refreshes.Schedule | refreshes.Rule = "fixed"
+    refresh: str | Schedule | Rule = "fixed"
     basis_dtype: jax.typing.DTypeLike | None = None
     pieces: int = 1
 
@@ -103,7 +106,7 @@ class LowRank:
         require_choice("moments", self.moments, ("keep", "carry", "reset"))
         basis = bases.resolve(self.basis)
         object.__setattr__(self, "basis", basis)
-        object.__setattr__(self, "refresh", refreshes.resolve(self.refresh))
+        object.__setattr__(self, "refresh", resolve_rule(self.refresh))
         if self.moments == "carry" and not getattr(basis, "turns", basis.orthonormal):
             raise ValueError(
                 "moments='carry' needs a basis of orthonormal vectors that all columns share: in "
@@ -114,7 +117,7 @@ class LowRank:
                 "moments='carry' needs a stored basis: the one before a refresh is not known "
                 f"otherwise, got basis={basis!r}"
             )
-        if self.moments == "reset" and self.refresh is not refreshes.fixed:
+        if self.moments == "reset" and self.refresh is not fixed:
             raise ValueError(
                 "moments='reset' needs refresh='fixed': other rules do not tell the moments when "
                 f"to start anew, got refresh={self.refresh!r}"

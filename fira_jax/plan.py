@@ -15,7 +15,8 @@ import numpy as np
 import optax
 
 from fira_jax.dimension_numbers import is_spec, specs_of
-from fira_jax.subspace import MatrixView, Params, path_name, unbox
+from fira_jax.matrix_view import MatrixView
+from fira_jax.trees import Params, path_name, unbox
 
 Side = Literal["short", "long", "input", "output"]
 """Which side of a matrix is compressed."""

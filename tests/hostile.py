@@ -53,7 +53,7 @@ def walk(of: Structure) -> Callable[[Any], Any]:
         return jnp.stack([*leaves, jnp.zeros([])])
 
     def is_limiter(x: Any) -> bool:
-        return isinstance(x, fira_jax.NormGrowthLimitState)
+        return isinstance(x, fira_jax.transforms.NormGrowthLimitState)
 
     @jax.jit
     def run(grads: Any) -> Any:

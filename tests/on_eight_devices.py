@@ -227,15 +227,15 @@ def exact_svd_is_dealt_out(mesh) -> None:
     for name in shapes:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
     text = compiled.as_text()
-    factorised = re.findall(r"= \(f32\[([\d,]*)\]\S*, .*gesdd", text)
-    assert factorised == ["16,24"], factorised
+    factorized = re.findall(r"= \(f32\[([\d,]*)\]\S*, .*gesdd", text)
+    assert factorized == ["16,24"], factorized
     assert re.search(r"f32\S* all-to-all\(", text), "matrices do not move"
     assert "all-gather" not in text, "a matrix is gathered"
 
 
 def memory_is_what_each_device_has(mesh) -> None:
     """The bytes that are predicted for a device are those of the arrays it holds."""
-    adam = fira_jax.quantize_state(optax.scale_by_adam())
+    adam = fira_jax.precision.quantize_state(optax.scale_by_adam())
     methods = (
         fira_jax.fira(LEARNING_RATE, 6, GAP, weight_dimension_numbers=NUMBERS),
         fira_jax.galore(LEARNING_RATE, 6, base_optimizer=adam, weight_dimension_numbers=NUMBERS),

@@ -14,7 +14,7 @@ import optax
 
 import fira_jax
 
-# Derandomised: a failure in CI is the same failure at home. Compiled functions are reused from
+# Derandomized: a failure in CI is the same failure at home. Compiled functions are reused from
 # example to example, so a deadline would measure only the first.
 examples = functools.partial(
     hypothesis.settings,

@@ -22,7 +22,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 def hostile_matrices(seed: int) -> dict[str, np.ndarray]:
-    """Gradients that a factorisation may stumble over, each ``[A, B]``."""
+    """Gradients that a factorization may stumble over, each ``[A, B]``."""
     dense = normal(seed, A, B)
     duplicated = dense.copy()
     duplicated[1::2] = duplicated[::2]
@@ -199,9 +199,9 @@ def test_randomized_is_deterministic_under_its_seed():
 
 
 @pytest.mark.parametrize("k", [12, 64])
-def test_span_of_any_rank_is_orthonormalised(k):
+def test_span_of_any_rank_is_orthonormalized(k):
     """Square spans too, whose missing directions a perturbation can hardly supply."""
-    orthonormalise = jax.jit(fira_jax.basis.randomized.orthonormalise)
+    orthonormalize = jax.jit(fira_jax.basis.randomized.orthonormalize)
     spectra = {
         "flat": np.ones(k),
         "rank 1": np.eye(1, k)[0],
@@ -211,7 +211,7 @@ def test_span_of_any_rank_is_orthonormalised(k):
     }
     for name, values in spectra.items():
         span = with_spectrum(0, k, k, values)
-        q = np.asarray(orthonormalise(span, np.array([1, 2], np.uint32)))
+        q = np.asarray(orthonormalize(span, np.array([1, 2], np.uint32)))
         np.testing.assert_allclose(q.T @ q, np.eye(k), atol=2e-6, err_msg=name)
 
 

@@ -148,5 +148,5 @@ def test_errors():
         fira_jax.basis.Dct(score="l2")
     tx = fira_jax.low_rank_project_with_feedback(fira_jax.LowRank(2))
     state = tx.init({"w": jnp.ones((4, 6))})
-    with pytest.raises(ValueError, match=r"updates have 2 leaves .* initialised for 1"):
+    with pytest.raises(ValueError, match=r"updates have 2 leaves .* initialized for 1"):
         tx.update({"w": jnp.ones((4, 6)), "b": jnp.ones(3)}, state)

@@ -18,7 +18,7 @@ FENCE = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def public_names(module, prefix):
     """What a package's ``__init__.py`` re-exports (``import x as x``) or defines."""
-    for node in ast.parse(Path(module.__file__).read_text()).body:
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
         if isinstance(node, ast.ImportFrom):
             names = [alias.name for alias in node.names if alias.asname == alias.name]
         elif isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):

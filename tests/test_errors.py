@@ -173,7 +173,7 @@ def test_parameters_are_arrays(leaf):
 def test_update_needs_the_tree_of_init(method):
     tx = method(0.1, 2)
     state = tx.init(MATRIX)
-    with pytest.raises(ValueError, match=r"updates have 2 leaves .* initialised for 1"):
+    with pytest.raises(ValueError, match=r"updates have 2 leaves .* initialized for 1"):
         tx.update({"a": jnp.ones((4, 6)), "b": jnp.ones(3)}, state)
 
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import fira_jax
-from experiments.optimizers import OPTIMIZERS
-from fira_jax import methods
+from experiments.training.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +30,7 @@ METHODS = {method.name: method for method in gallery.METHODS}
 def test_every_method_is_shown_and_can_be_trained_with():
     functions = {
         name
-        for name, value in vars(methods).items()
+        for name, value in vars(fira_jax).items()
         if inspect.isfunction(value)
         and "learning_rate" in inspect.signature(value).parameters
         and not name.startswith("_")

@@ -28,7 +28,7 @@ def adam(m, v, t, grad, eps_outside):
 
 
 def reference(weight, grads, scale=0.5):
-    """Weights ``[in, out]``, normalised along the inputs."""
+    """Weights ``[in, out]``, normalized along the inputs."""
     m = v = mg = vg = 0.0
     for t, grad in enumerate(grads):
         length = np.linalg.norm(weight, axis=0)
@@ -75,17 +75,17 @@ def run_in_float64(tx, grads, params):
 
 
 @pytest.fixture(scope="module")
-def normalised():
+def normalized():
     """Stacked layers that move by their gradient, their magnitudes by a tenth of it."""
     low_rank = fira_jax.LowRank(RANK, weight_dimension_numbers=fira_jax.match_paths("w"))
-    return fira_jax.weight_normalised(low_rank, 0.1, optax.identity(), optax.scale(0.1))
+    return fira_jax.transforms.weight_normalized(low_rank, 0.1, optax.identity(), optax.scale(0.1))
 
 
-def test_a_small_step_is_the_gradient_turned_and_stretched(normalised):
+def test_a_small_step_is_the_gradient_turned_and_stretched(normalized):
     """To first order: the part across each column moves, the part along it by a tenth."""
     params = {"w": normal(0, 2, 5, 7), "b": normal(1, 3)}
     grads = jax.tree.map(lambda x: 1e-3 * x, {"w": normal(2, 2, 5, 7), "b": normal(3, 3)})
-    updates, _ = jax.jit(normalised.update)(grads, normalised.init(params), params)
+    updates, _ = jax.jit(normalized.update)(grads, normalized.init(params), params)
     unit = params["w"] / np.linalg.norm(params["w"], axis=1, keepdims=True)
     along = (grads["w"] * unit).sum(1, keepdims=True) * unit
     expected = -0.1 * (grads["w"] - along + 0.1 * along)
@@ -93,12 +93,12 @@ def test_a_small_step_is_the_gradient_turned_and_stretched(normalised):
     np.testing.assert_allclose(updates["b"], -0.1 * grads["b"], rtol=1e-6)
 
 
-def test_silent_units_and_unusable_gradients(normalised):
+def test_silent_units_and_unusable_gradients(normalized):
     params = {"w": normal(0, 2, 5, 7)}
     params["w"][0, :, 2] = 0
     grads = {"w": normal(2, 2, 5, 7)}
     grads["w"][1, 3, 3] = np.inf
-    updates, _ = jax.jit(normalised.update)(grads, normalised.init(params), params)
+    updates, _ = jax.jit(normalized.update)(grads, normalized.init(params), params)
     np.testing.assert_allclose(updates["w"][0, :, 2], -0.1 * grads["w"][0, :, 2], rtol=1e-6)
     np.testing.assert_allclose(updates["w"][1], 0, atol=1e-6)
 
@@ -111,7 +111,7 @@ def test_state_elements():
     assert sum(sizes) == 6 * RANK + 9 * RANK + 2 * RANK**2 + 2 * 9
 
 
-def test_errors(normalised):
+def test_errors(normalized):
     grads = {"w": jnp.ones((4, 6))}
-    with pytest.raises(ValueError, match="weight_normalised needs the parameters"):
-        normalised.update(grads, normalised.init(grads))
+    with pytest.raises(ValueError, match="weight_normalized needs the parameters"):
+        normalized.update(grads, normalized.init(grads))

@@ -233,10 +233,10 @@ def test_weights_in_8_bits_are_decoded_layer_by_layer_and_rounded_at_random():
     tx = optax.adam(0.05)
     params = make_params(jnp.float32)
     matrices = {"mask": lambda p: jax.tree.map(lambda x: x.shape[-1] >= WIDTH, p), "min_size": 1}
-    stored = fira_jax.quantize_weights(params, group=4, **matrices)
+    stored = fira_jax.precision.quantize_weights(params, group=4, **matrices)
     stored["layers"]["bias"] = params["layers"]["bias"]
     assert stored["layers"]["mlp"]["kernel"].codes.dtype == jnp.uint8
-    exact = fira_jax.dequantize_weights(stored)
+    exact = fira_jax.precision.dequantize_weights(stored)
 
     @jax.jit
     def train(params: Any, tokens: jax.Array, seed: int = 0) -> Any:
@@ -258,7 +258,7 @@ def test_weights_in_8_bits_are_decoded_layer_by_layer_and_rounded_at_random():
     assert jax.tree.structure(ours) == jax.tree.structure(stored)
     first, floats = (jax.tree.map(lambda x: x[0], tree) for tree in (ours, floats))
     np.testing.assert_allclose(first["layers"]["bias"], floats["layers"]["bias"], rtol=1e-5)
-    decoded = fira_jax.dequantize_weights(first)
+    decoded = fira_jax.precision.dequantize_weights(first)
     for name in ("embedding", "head"):
         spacing = jnp.repeat(first[name].spacing, 4, -1)[..., : decoded[name].shape[-1]]
         off = (decoded[name] - floats[name]) / spacing
@@ -271,7 +271,9 @@ def test_weights_in_8_bits_are_decoded_layer_by_layer_and_rounded_at_random():
 def test_no_two_layers_and_no_two_steps_are_rounded_alike():
     """Equal layers that get equal updates, below a level of the codes, part at once."""
     params = {"x": jnp.zeros(()), "layers": {"w": jnp.tile(normal(0, 1, 8, 64), (2, 1, 1))}}
-    stored = fira_jax.quantize_weights(params, mask={"x": False, "layers": {"w": True}}, min_size=1)
+    stored = fira_jax.precision.quantize_weights(
+        params, mask={"x": False, "layers": {"w": True}}, min_size=1
+    )
     push = optax.stateless(lambda updates, _: jax.tree.map(lambda g: g * 0 - 1e-3, updates))
     init, step = fira_jax.layerwise(
         push,

@@ -49,7 +49,7 @@ def to_factors(params, full):
 
 
 def adjusted(params, full):
-    tx = fira_jax.adjust_lora_gradients(S)
+    tx = fira_jax.transforms.adjust_lora_gradients(S)
     return tx.update(to_factors(params, full), tx.init(params), params)[0]
 
 
@@ -122,7 +122,7 @@ def test_stacked_factors_are_separate_ones():
     full = full_gradients()[:2]
     stacked = jax.tree.map(lambda *x: np.stack(x), one, two)
     grads = jax.tree.map(lambda *x: np.stack(x), to_factors(one, full[0]), to_factors(two, full[1]))
-    tx = fira_jax.adjust_lora_gradients(S)
+    tx = fira_jax.transforms.adjust_lora_gradients(S)
     got = tx.update(grads, tx.init(stacked), stacked)[0]
     for i, params in enumerate((one, two)):
         for name, expected in adjusted(params, full[i]).items():
@@ -149,7 +149,7 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="moments must be one of 'full', 'factors', got 'half'"):
         fira_jax.lora_pro(0.1, S, moments="half")
-    for tx in (fira_jax.adjust_lora_gradients(S), fira_jax.lora_pro(0.1, S)):
+    for tx in (fira_jax.transforms.adjust_lora_gradients(S), fira_jax.lora_pro(0.1, S)):
         with pytest.raises(ValueError, match="no pair of parameters ends in lora_a and lora_b: w"):
             tx.init({"w": jnp.ones((3, 4))})
         with pytest.raises(ValueError, match="'q/lora_a' has no partner 'q/lora_b'"):

@@ -52,7 +52,7 @@ def dense(grads, rank, damping):
 )
 def test_direction_is_the_recursion_s(rank, damping, sizes):
     grads = gradients(10 if rank == 4 else 24, sizes)
-    got, _ = run(fira_jax.scale_by_m_fac(rank, damping), grads)
+    got, _ = run(fira_jax.transforms.scale_by_m_fac(rank, damping), grads)
     expected = dense(flat(grads), rank, damping)
     error = np.linalg.norm(flat(got) - expected, axis=1) / np.linalg.norm(expected, axis=1)
     assert error.max() < (2e-4 if rank == 4 else 2e-2), error
@@ -61,7 +61,7 @@ def test_direction_is_the_recursion_s(rank, damping, sizes):
 def test_in_double_precision_they_agree_to_ten_digits():
     with jax.enable_x64(True):
         grads = jax.tree.map(lambda g: g.astype(np.float64), gradients(24))
-        got, _ = run(fira_jax.scale_by_m_fac(20, 1e-5), grads)
+        got, _ = run(fira_jax.transforms.scale_by_m_fac(20, 1e-5), grads)
         np.testing.assert_allclose(flat(got), dense(flat(grads), 20, 1e-5), rtol=1e-6, atol=1e-10)
 
 
@@ -85,8 +85,8 @@ def test_a_gradient_that_is_not_finite_is_not_remembered():
     grads = gradients(5)
     spoilt = jax.tree.map(lambda g: np.insert(g, 2, g[2], axis=0), grads)
     spoilt["w"][2, 1, 1], spoilt["b"][2, 0] = np.inf, 1e30
-    got, state = run(fira_jax.scale_by_m_fac(3, 0.1), spoilt)
-    expected, expected_state = run(fira_jax.scale_by_m_fac(3, 0.1), grads)
+    got, state = run(fira_jax.transforms.scale_by_m_fac(3, 0.1), spoilt)
+    expected, expected_state = run(fira_jax.transforms.scale_by_m_fac(3, 0.1), grads)
     assert not flat(got)[2].any()
     np.testing.assert_array_equal(np.delete(flat(got), 2, axis=0), flat(expected))
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True):
@@ -95,11 +95,11 @@ def test_a_gradient_that_is_not_finite_is_not_remembered():
 
 def test_zero_gradients_move_nothing():
     zeros = jax.tree.map(np.zeros_like, gradients(3))
-    assert not flat(run(fira_jax.scale_by_m_fac(2), zeros)[0]).any()
+    assert not flat(run(fira_jax.transforms.scale_by_m_fac(2), zeros)[0]).any()
 
 
 def test_inside_a_subspace_the_window_is_small():
-    inner = fira_jax.scale_by_m_fac(4, 0.1)
+    inner = fira_jax.transforms.scale_by_m_fac(4, 0.1)
     tx = fira_jax.galore(1.0, 2, scale=1.0, base_optimizer=inner, basis="svd")
     params = {"w": jnp.zeros((6, 10))}
     state = tx.init(params)
@@ -116,13 +116,13 @@ def test_the_window_is_sharded_like_the_parameter():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     params = {"w": jax.ShapeDtypeStruct((4, 6), jnp.float32)}
     shardings = {"w": NamedSharding(mesh, PartitionSpec(None, "data"))}
-    state = fira_jax.state_shardings(fira_jax.scale_by_m_fac(3), params, shardings)
+    state = fira_jax.state_shardings(fira_jax.transforms.scale_by_m_fac(3), params, shardings)
     assert tuple(state.gradients["w"].spec) == (None, None, "data")
     assert tuple(state.products.spec) == ()
 
 
 def test_dtype_of_the_window():
-    tx = fira_jax.scale_by_m_fac(3, 1.0, gradient_dtype=jnp.bfloat16)
+    tx = fira_jax.transforms.scale_by_m_fac(3, 1.0, gradient_dtype=jnp.bfloat16)
     grads = gradients(3)
     updates, state = run(tx, grads)
     assert state.gradients["w"].dtype == jnp.bfloat16
@@ -134,13 +134,13 @@ def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match="rank must be an int, got 2"):
         fira_jax.m_fac(0.1, 2.5)
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
-        fira_jax.scale_by_m_fac(0)
+        fira_jax.transforms.scale_by_m_fac(0)
     with pytest.raises(ValueError, match="damping must be above 0, got 0"):
-        fira_jax.scale_by_m_fac(2, 0.0)
+        fira_jax.transforms.scale_by_m_fac(2, 0.0)
     with pytest.raises(ValueError, match="gradient_dtype must be a floating-point dtype, got int8"):
-        fira_jax.scale_by_m_fac(2, gradient_dtype=jnp.int8)
-    tx = fira_jax.scale_by_m_fac(2)
-    with pytest.raises(ValueError, match=r"shape \(2, 4\), but it was initialised with .*\(2, 3\)"):
+        fira_jax.transforms.scale_by_m_fac(2, gradient_dtype=jnp.int8)
+    tx = fira_jax.transforms.scale_by_m_fac(2)
+    with pytest.raises(ValueError, match=r"shape \(2, 4\), but it was initialized with .*\(2, 3\)"):
         tx.update({"w": jnp.ones(4)}, tx.init({"w": jnp.ones(3)}))
 
 

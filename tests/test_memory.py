@@ -8,14 +8,14 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fira_jax
-from fira_jax.liveness import peak
+from fira_jax.cost.liveness import peak
 
 PARAMS = {"stack": (2, 8, 24), "wide": (64, 96), "norm": (16,)}
 MATRICES = {"weight_dimension_numbers": fira_jax.match_paths(exclude="norm")}
 METHODS = {
     "fira": fira_jax.fira(1e-2, rank=4, **MATRICES),
     "galore, 8 bits": fira_jax.galore(
-        1e-2, 4, base_optimizer=fira_jax.quantize_state(optax.scale_by_adam()), **MATRICES
+        1e-2, 4, base_optimizer=fira_jax.precision.quantize_state(optax.scale_by_adam()), **MATRICES
     ),
     "q_galore": fira_jax.q_galore(1e-2, rank=4, **MATRICES),
     "apollo_mini": fira_jax.apollo_mini(1e-2, **MATRICES),
@@ -45,7 +45,7 @@ def test_adam_needs_nothing_besides_and_a_refresh_its_matrix_in_float32():
     assert "float32 512 x 1024" in str(found)
 
 
-def test_each_device_has_its_share_but_factorises_the_whole():
+def test_each_device_has_its_share_but_factorizes_the_whole():
     mesh = AbstractMesh((4, 2), ("fsdp", "tensor"))
     params = arrays(w=(512, 1024))
     split = {"w": NamedSharding(mesh, P("fsdp", "tensor"))}

@@ -23,7 +23,7 @@ PARAMS = {
     "stack": jax.ShapeDtypeStruct((3, 32, 48), jnp.float32),
     "vector": jax.ShapeDtypeStruct((48,), jnp.float32),
 }
-FACTORISATIONS = {
+FACTORIZATIONS = {
     "svd",
     "eigh",
     "qr",
@@ -85,19 +85,19 @@ def instructions_outside_conditionals(hlo: str) -> list[str]:
 
 @pytest.mark.parametrize("basis", ["svd", "randomized", "dct"])
 @pytest.mark.parametrize("refresh", ["fixed", "staggered", "lazy"])
-def test_factorisations_stand_behind_a_conditional_in_the_jaxpr(basis, refresh):
+def test_factorizations_stand_behind_a_conditional_in_the_jaxpr(basis, refresh):
     tx = fira_jax.fira(0.1, 4, basis=basis, refresh=refresh, **EVERY_MATRIX)
     state = jax.eval_shape(tx.init, PARAMS)
     jaxpr = jax.make_jaxpr(tx.update)(PARAMS, state, PARAMS)
     everything = set(re.findall(r"\b[a-z_]+\b", str(jaxpr)))
     assert "cond" in everything
     if basis != "dct":
-        assert everything & FACTORISATIONS  # the check below is not blind
+        assert everything & FACTORIZATIONS  # the check below is not blind
     outside = primitives_outside_conditionals(jaxpr.jaxpr)
-    assert not outside & (FACTORISATIONS | {"while", "scan", "sort", "top_k"})
+    assert not outside & (FACTORIZATIONS | {"while", "scan", "sort", "top_k"})
 
 
-def test_factorisations_stand_behind_a_conditional_once_compiled():
+def test_factorizations_stand_behind_a_conditional_once_compiled():
     tx = fira_jax.fira(0.1, 4, basis="svd", **EVERY_MATRIX)
     hlo = lowered(tx, PARAMS).compile().as_text()
     suspicious = re.compile(r"custom_call_target=\"lapack|cholesky\(|triangular-solve\(| while\(")
@@ -106,7 +106,7 @@ def test_factorisations_stand_behind_a_conditional_once_compiled():
     assert any(" dot(" in x or "fusion(" in x for x in instructions_outside_conditionals(hlo))
 
 
-def test_checks_see_a_factorisation_that_is_not_conditional():
+def test_checks_see_a_factorization_that_is_not_conditional():
     """Under vmap a conditional becomes a selection, and both branches run."""
     tx = fira_jax.galore(0.1, 4, basis="svd")
     stack = jax.ShapeDtypeStruct((3, 32, 48), jnp.float32)

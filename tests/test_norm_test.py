@@ -29,9 +29,9 @@ def flat(tree):
 
 
 def variance_of(grads, examples_each):
-    norms = jax.vmap(fira_jax.squared_norm)(jax.tree.map(jnp.asarray, grads))
+    norms = jax.vmap(fira_jax.transforms.squared_norm)(jax.tree.map(jnp.asarray, grads))
     mean = jax.tree.map(lambda g: g.mean(axis=0), grads)
-    return fira_jax.gradient_variance(norms, mean, examples_each)
+    return fira_jax.transforms.gradient_variance(norms, mean, examples_each)
 
 
 def test_variance_of_single_examples_is_numpy_s():
@@ -61,7 +61,7 @@ def test_batch_grows_to_what_the_test_needs(noise, maximum, expected):
     sigma2, norm2 = examples.var(axis=0, ddof=1).sum(), (examples.mean(axis=0) ** 2).sum()
     passes = sigma2 / 8 <= 0.5**2 * norm2
     assert passes == (expected == "same")
-    tx = fira_jax.adapt_batch_size(8, maximum, eta=0.5)
+    tx = fira_jax.transforms.adapt_batch_size(8, maximum, eta=0.5)
     updates, state = tx.update(mean, tx.init(mean), gradient_variance=variance_of(grads, 1))
     formula = int(np.ceil(sigma2 / (0.25 * norm2)))
     assert passes or 12 < formula < 1000
@@ -74,8 +74,8 @@ def test_batch_grows_to_what_the_test_needs(noise, maximum, expected):
     ("size", "variance"), [(1e-8, 0.0), (0.0, 0.0), (0.0, 1.0), (np.nan, 1.0), (1.0, np.nan)]
 )
 def test_batch_neither_shrinks_nor_follows_nonsense(size, variance):
-    tx = fira_jax.adapt_batch_size(8, 1000)
-    state = fira_jax.AdaptBatchSizeState(jnp.int32(100))
+    tx = fira_jax.transforms.adapt_batch_size(8, 1000)
+    state = fira_jax.transforms.AdaptBatchSizeState(jnp.int32(100))
     grads = jnp.full(3, size)
     _, state = tx.update(grads, state, gradient_variance=variance)
     assert int(state.batch_size) == 100
@@ -104,7 +104,7 @@ def test_trajectory(granularity):
 
 
 def test_a_gradient_that_is_not_finite_leaves_no_trace():
-    tx = fira_jax.scale_by_adagrad_norm()
+    tx = fira_jax.transforms.scale_by_adagrad_norm()
     state = tx.init(jnp.zeros(2))
     _, state = tx.update(jnp.array([3.0, 4.0]), state)
     updates, after = tx.update(jnp.array([1.0, np.inf]), state)
@@ -116,15 +116,15 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace():
 
 def test_mistakes_are_named():
     with pytest.raises(TypeError, match="initial must be an int, got 1"):
-        fira_jax.adapt_batch_size(1.5, 8)
+        fira_jax.transforms.adapt_batch_size(1.5, 8)
     with pytest.raises(ValueError, match="maximum must be at least initial = 8, got 4"):
-        fira_jax.adapt_batch_size(8, 4)
+        fira_jax.transforms.adapt_batch_size(8, 4)
     with pytest.raises(ValueError, match="eta must be above 0, got 0"):
-        fira_jax.adapt_batch_size(8, 16, eta=0.0)
+        fira_jax.transforms.adapt_batch_size(8, 16, eta=0.0)
     with pytest.raises(ValueError, match="granularity must be one of 'entry', 'model', got 'row'"):
         fira_jax.adadagrad(0.1, 8, 16, granularity="row")
     with pytest.raises(ValueError, match="at least two micro-batches, got 1"):
-        fira_jax.gradient_variance(jnp.ones(1), jnp.ones(3), 4)
+        fira_jax.transforms.gradient_variance(jnp.ones(1), jnp.ones(3), 4)
     tx = fira_jax.adadagrad(0.1, 8, 16)
     with pytest.raises(ValueError, match="spread of the examples' gradients"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))

@@ -28,7 +28,7 @@ CASES = [
 ]
 # SWAN as published never moves a column's mean, so it cannot reach any matrix that is asked for.
 WITHOUT_A_SUBSPACE = {
-    "swan": {"standardised": False},
+    "swan": {"standardized": False},
     "sinkgd": {},
     "scale": {"scale": 0.05, "last_layer": None},
     "m_fac": {"rank": 8, "damping": 1.0},

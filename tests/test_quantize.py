@@ -128,7 +128,7 @@ def test_state_bytes_are_the_formula():
     }
     low_rank = fira_jax.LowRank(16, weight_dimension_numbers=fira_jax.match_paths(exclude="norm"))
     adam = fira_jax.scale_by_adam_in_subspace(low_rank)
-    state = jax.eval_shape(fira_jax.quantize_state(adam).init, params)
+    state = jax.eval_shape(fira_jax.precision.quantize_state(adam).init, params)
     blocked = {"wide": 16 * 4, "tall": 3 * 16 * 3, "narrow": 10 * 3}
     numbers = {"wide": 16 * 1000, "tall": 3 * 16 * 600, "narrow": 10 * 600}
     for moment, scales in ((state.codes.mu, state.scales.mu), (state.codes.nu, state.scales.nu)):
@@ -137,7 +137,7 @@ def test_state_bytes_are_the_formula():
             assert (scales[name].size, scales[name].dtype) == (blocked[name], jnp.float32)
         assert {moment[name].dtype for name in ("small", "norm")} == {jnp.dtype(jnp.float32)}
         assert {type(scales[name]) for name in ("small", "norm")} == {optax.MaskedNode}
-    described = fira_jax.describe(fira_jax.quantize_state(adam), params)
+    described = fira_jax.describe(fira_jax.precision.quantize_state(adam), params)
     rows = {row.path: row.state_bytes for row in described.rows}
     for name, count in numbers.items():
         assert rows[name] == 2 * (count + 4 * blocked[name])
@@ -154,8 +154,8 @@ def trajectories():
     grads = {"w": (normal(2, steps, *shape) + target) * scales}
     grads["b"] = grads["w"][:, 0, :8]
     adam = optax.scale_by_adam(b2=0.99)
-    quantized = fira_jax.quantize_state(adam, min_size=512)
-    nearest = fira_jax.quantize_state(adam, min_size=512, rounding="nearest")
+    quantized = fira_jax.precision.quantize_state(adam, min_size=512)
+    nearest = fira_jax.precision.quantize_state(adam, min_size=512, rounding="nearest")
     return {
         name: run(tx, jax.tree.map(jnp.float32, grads))
         for name, tx in {"exact": adam, "quantized": quantized, "nearest": nearest}.items()
@@ -185,7 +185,7 @@ def test_a_second_moment_leaves_its_level_only_by_stochastic_rounding():
 
     def last(rounding):
         inner = optax.scale_by_rms(decay=0.998)
-        tx = fira_jax.quantize_state(inner, min_size=512, rounding=rounding)
+        tx = fira_jax.precision.quantize_state(inner, min_size=512, rounding=rounding)
         state = run(tx, grads)[1]
         values = decode_log(blocks(state.codes.nu, 256), state.scales.nu[..., None])
         return np.asarray(values).reshape(-1)[1:256]
@@ -197,7 +197,7 @@ def test_a_second_moment_leaves_its_level_only_by_stochastic_rounding():
 def test_exact_on_resume():
     params = {"w": jnp.zeros((8, 512))}
     grads = {"w": jnp.asarray(normal(0, 6, 8, 512))}
-    tx = fira_jax.quantize_state(optax.scale_by_adam(), seed=5)
+    tx = fira_jax.precision.quantize_state(optax.scale_by_adam(), seed=5)
     update = jax.jit(tx.update)
     states, state = [], tx.init(params)
     for i in range(6):
@@ -208,7 +208,7 @@ def test_exact_on_resume():
         _, resumed = update({"w": grads["w"][i]}, resumed)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
     assert (np.asarray(states[4].codes.mu["w"]) != states[5].codes.mu["w"]).any()
-    other_seed = fira_jax.quantize_state(optax.scale_by_adam(), seed=6)
+    other_seed = fira_jax.precision.quantize_state(optax.scale_by_adam(), seed=6)
     _, other = jax.jit(other_seed.update)({"w": grads["w"][0]}, tx.init(params))
     assert 0.1 < np.mean(np.asarray(other.codes.mu["w"]) != states[1].codes.mu["w"]) < 0.9
 
@@ -220,12 +220,17 @@ def test_around_a_piece_of_a_chain_and_around_the_whole_of_it():
     low_rank = fira_jax.LowRank(16, 2, basis=Kept(), weight_dimension_numbers=choose)
     chain = optax.chain(
         fira_jax.low_rank_project(low_rank),
-        fira_jax.quantize_state(fira_jax.scale_by_adam_in_subspace(low_rank), min_size=64),
+        fira_jax.precision.quantize_state(
+            fira_jax.scale_by_adam_in_subspace(low_rank), min_size=64
+        ),
         fira_jax.fira_residual_scale(),
         fira_jax.norm_growth_limit(low_rank),
         fira_jax.project_back(),
     )
-    for tx in (chain, fira_jax.quantize_state(optax.masked(chain, {"w": True, "b": False}))):
+    for tx in (
+        chain,
+        fira_jax.precision.quantize_state(optax.masked(chain, {"w": True, "b": False})),
+    ):
         state = tx.init(params)
         updates, new = jax.jit(tx.update)(params, state, params, value=1.0)
         assert jax.tree.structure(new) == jax.tree.structure(state)
@@ -238,7 +243,7 @@ def test_around_a_piece_of_a_chain_and_around_the_whole_of_it():
 
 
 def test_map_params_reaches_codes_and_scales():
-    tx = fira_jax.quantize_state(optax.scale_by_adam(), min_size=1)
+    tx = fira_jax.precision.quantize_state(optax.scale_by_adam(), min_size=1)
     state = tx.init({"w": jnp.ones((4, 8))})
     marked = optax.tree.map_params(tx, lambda x: x + 1, state)
     assert int(marked.codes.mu["w"][0, 0]) == 1
@@ -250,9 +255,9 @@ def test_map_params_reaches_codes_and_scales():
 @pytest.mark.parametrize("value", [0, -1])
 def test_sizes_are_positive(name, value):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
-        fira_jax.quantize_state(optax.scale_by_adam(), **{name: value})
+        fira_jax.precision.quantize_state(optax.scale_by_adam(), **{name: value})
 
 
 def test_rounding_has_two_kinds():
     with pytest.raises(ValueError, match="rounding must be one of 'stochastic', 'nearest'"):
-        fira_jax.quantize_state(optax.scale_by_adam(), rounding="up")
+        fira_jax.precision.quantize_state(optax.scale_by_adam(), rounding="up")

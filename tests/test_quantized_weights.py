@@ -14,7 +14,10 @@ import fira_jax
 SHAPES = {"wide": (16, 600), "stack": (3, 64, 256), "norm": (4096,), "small": (8, 8)}
 
 
-quantize, dequantize = jax.jit(fira_jax.quantize_weights), jax.jit(fira_jax.dequantize_weights)
+quantize, dequantize = (
+    jax.jit(fira_jax.precision.quantize_weights),
+    jax.jit(fira_jax.precision.dequantize_weights),
+)
 
 
 def params(dtype=jnp.float32) -> dict[str, jax.Array]:
@@ -43,8 +46,10 @@ def test_what_is_stored():
 
 def test_mask_chooses():
     for mask in ({k: k == "stack" for k in SHAPES}, lambda p: {k: k == "stack" for k in p}):
-        weights = fira_jax.quantize_weights(params(), mask=mask)
-        kinds = {name: isinstance(w, fira_jax.QuantizedWeight) for name, w in weights.items()}
+        weights = fira_jax.precision.quantize_weights(params(), mask=mask)
+        kinds = {
+            name: isinstance(w, fira_jax.precision.QuantizedWeight) for name, w in weights.items()
+        }
         assert kinds == {"wide": False, "stack": True, "norm": False, "small": False}
 
 
@@ -59,7 +64,7 @@ def test_updates_far_below_a_level_add_up_and_what_does_not_move_stays():
     @jax.jit
     def train(weights):
         def step(weights, i):
-            return fira_jax.apply_quantized_updates(weights, updates, i), None
+            return fira_jax.precision.apply_quantized_updates(weights, updates, i), None
 
         return jax.lax.scan(step, weights, jnp.arange(steps))[0]
 
@@ -92,7 +97,7 @@ def test_both_ends_of_a_group_are_unbiased():
 def test_resume_seed_and_position_decide_the_rounding():
     weights = quantize(params())
     updates = jax.tree.map(lambda x: jnp.full(x.shape, 1e-4), params())
-    apply = jax.jit(fira_jax.apply_quantized_updates, static_argnames=())
+    apply = jax.jit(fira_jax.precision.apply_quantized_updates, static_argnames=())
 
     def codes(step, seed=0):
         return np.asarray(apply(weights, updates, step, seed=seed)["stack"].codes)
@@ -113,7 +118,7 @@ def test_trains_beside_float32():
             weights, state = carry
             w = dequantize(weights)
             updates, state = tx.update({"w": w["w"] - target}, state, w)
-            return (fira_jax.apply_quantized_updates(weights, updates, i), state), None
+            return (fira_jax.precision.apply_quantized_updates(weights, updates, i), state), None
 
         state = tx.init(dequantize(weights))
         return jax.lax.scan(step, (weights, state), jnp.arange(400))[0][0]
@@ -125,20 +130,20 @@ def test_trains_beside_float32():
 
 def test_errors():
     with pytest.raises(ValueError, match="group must be at least 1, got 0"):
-        fira_jax.quantize_weights(params(), group=0)
+        fira_jax.precision.quantize_weights(params(), group=0)
     weights = quantize(params())
-    with pytest.raises(ValueError, match=r"updates have 1 leaves .* initialised for 4"):
-        fira_jax.apply_quantized_updates(weights, {"wide": jnp.zeros((16, 600))}, 0)
+    with pytest.raises(ValueError, match=r"updates have 1 leaves .* initialized for 4"):
+        fira_jax.precision.apply_quantized_updates(weights, {"wide": jnp.zeros((16, 600))}, 0)
 
 
 def test_some_rows_at_a_time_give_the_same():
     params = {"w": jnp.asarray(normal(0, 3, 5, 40)), "bias": jnp.ones(7)}
-    stored = fira_jax.quantize_weights(params, group=16, min_size=1)
+    stored = fira_jax.precision.quantize_weights(params, group=16, min_size=1)
     updates = {"w": 1e-3 * jnp.asarray(normal(1, 3, 5, 40)), "bias": jnp.ones(7)}
 
     def both(rows):
-        new = fira_jax.apply_quantized_updates(stored, updates, 3, rows_at_a_time=rows)
-        return new, fira_jax.dequantize_weights(new, rows_at_a_time=rows)
+        new = fira_jax.precision.apply_quantized_updates(stored, updates, 3, rows_at_a_time=rows)
+        return new, fira_jax.precision.dequantize_weights(new, rows_at_a_time=rows)
 
     at_once, by_rows = map(jax.jit(both, static_argnums=0), (None, 4))
     jax.tree.map(np.testing.assert_array_equal, at_once, by_rows)

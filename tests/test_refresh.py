@@ -78,7 +78,7 @@ def test_any_rule_will_do():
 
 
 def test_each_gradient_meets_its_own_basis():
-    """However leaves of one shape are grouped for their factorisation."""
+    """However leaves of one shape are grouped for their factorization."""
     grads = {name: g[0] for name, g in tree(1).items()}
     project = fira_jax.low_rank_project(fira_jax.LowRank(2, basis="svd", **EVERY_MATRIX))
     nodes, _ = jax.jit(project.update)(grads, project.init(grads))
@@ -96,7 +96,7 @@ def test_each_gradient_meets_its_own_basis():
 
 @pytest.mark.parametrize("basis", ["svd", "randomized"])
 @pytest.mark.parametrize("entry", [np.inf, -np.inf, np.nan])
-def test_a_gradient_that_cannot_be_factorised_keeps_its_basis(basis, entry):
+def test_a_gradient_that_cannot_be_factorized_keeps_its_basis(basis, entry):
     project = fira_jax.low_rank_project(fira_jax.LowRank(2, basis=basis, **EVERY_MATRIX))
     grads = {"w": normal(0, 2, 4, 6)}
     grads["w"][1, 2, 3] = entry

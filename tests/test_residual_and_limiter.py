@@ -15,7 +15,7 @@ from optax.contrib import MuonDimensionNumbers
 from support import examples, normal, with_spectrum
 
 import fira_jax
-from fira_jax.residual import residual_norm
+from fira_jax.transforms.residual import residual_norm
 
 SEEDS = st.integers(0, 2**31 - 1)
 SHAPES = {"tall": (9, 6), "stack": (2, 6, 9), "row": (1, 8)}

@@ -86,7 +86,7 @@ def test_the_residual_is_not_formed(name):
         tx = optax.chain(
             fira_jax.low_rank_project(low_rank),
             fira_jax.scale_by_adam_in_subspace(low_rank),
-            fira_jax.equalise_residual(low_rank),
+            fira_jax.equalize_residual(low_rank),
             fira_jax.norm_growth_limit(low_rank),
             fira_jax.project_back(),
         )

@@ -10,8 +10,8 @@ import pytest
 from support import normal
 
 import fira_jax
+from fira_jax.precision.stochastic_rounding import stochastic_bfloat16
 from fira_jax.random_bits import random_bits, uniform
-from fira_jax.rounding import stochastic_bfloat16
 
 BF16 = jnp.bfloat16
 
@@ -64,7 +64,7 @@ def test_what_is_not_finite_stays():
 def test_small_updates_add_up():
     """A thousand updates of 1e-4 each, all lost by rounding to the nearest."""
     params = {"w": jnp.ones(2048, BF16), "b": jnp.ones(3)}
-    tx = optax.chain(optax.scale(-1.0), fira_jax.round_stochastically())
+    tx = optax.chain(optax.scale(-1.0), fira_jax.precision.round_stochastically())
 
     def train(tx):
         @jax.jit
@@ -91,13 +91,13 @@ def test_small_updates_add_up():
 def test_resumed_run_rounds_alike_and_no_two_steps_or_weights_do():
     params = {"v": jnp.ones((8, 64), BF16), "w": jnp.ones((8, 64), BF16)}
     updates = jax.tree.map(lambda p: jnp.full(p.shape, 1e-3), params)
-    tx = fira_jax.round_stochastically(seed=3)
+    tx = fira_jax.precision.round_stochastically(seed=3)
     state = tx.init(params)
     first, after = tx.update(updates, state, params)
     second, _ = tx.update(updates, after, params)
     again, _ = jax.jit(tx.update)(updates, jax.tree.map(np.asarray, after), params)
     jax.tree.map(np.testing.assert_array_equal, second, again)
-    other = fira_jax.round_stochastically(seed=4).update(updates, state, params)[0]
+    other = fira_jax.precision.round_stochastically(seed=4).update(updates, state, params)[0]
     for a, b in ((first["w"], second["w"]), (first["w"], first["v"]), (first["w"], other["w"])):
         assert 0.05 < np.mean(wide(a) != wide(b)) < 0.95
 
@@ -105,7 +105,7 @@ def test_resumed_run_rounds_alike_and_no_two_steps_or_weights_do():
 def test_the_update_lands_exactly_on_the_rounded_weight():
     params = jnp.asarray(normal(0, 4096), BF16)
     updates = jnp.asarray(normal(1, 4096))
-    tx = fira_jax.round_stochastically()
+    tx = fira_jax.precision.round_stochastically()
     new = optax.apply_updates(params, tx.update(updates, tx.init(params), params)[0])
     bits = random_bits(0, 0, "", params.shape)
     expected = stochastic_bfloat16(params.astype(jnp.float32) + updates, bits)
@@ -113,7 +113,7 @@ def test_the_update_lands_exactly_on_the_rounded_weight():
 
 
 def test_it_needs_the_parameters():
-    tx = fira_jax.round_stochastically()
+    tx = fira_jax.precision.round_stochastically()
     with pytest.raises(ValueError, match="give them to update"):
         tx.update({"w": jnp.ones(3)}, tx.init({"w": jnp.ones(3)}))
 

@@ -12,7 +12,7 @@ from optax.contrib import MuonDimensionNumbers
 from support import normal
 
 import fira_jax
-from fira_jax.rules import Displacement, Lazy, NormDecay
+from fira_jax.refresh import Displacement, Lazy, NormDecay
 
 EVERY_MATRIX = {"weight_dimension_numbers": MuonDimensionNumbers(-2, -1)}
 

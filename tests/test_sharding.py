@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import fira_jax
 from benchmarks import eight_devices
-from experiments.optimizers import OPTIMIZERS
+from experiments.training.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).parents[1]
 FLAGS = (

@@ -17,7 +17,7 @@ from support import normal, run
 import fira_jax
 
 RATE, DECAY, STEPS = 0.02, 0.1, 3
-METHODS = {"swan": fira_jax.swan, "sinkgd": fira_jax.sinkgd, "scale": fira_jax.scale}
+METHODS = {"swan": fira_jax.swan, "sinkgd": fira_jax.sinkgd, "scale": fira_jax.scale_optimizer}
 NUMBERS = {
     "tall": MuonDimensionNumbers(0, 1),
     "wide": MuonDimensionNumbers(0, 1),
@@ -200,14 +200,14 @@ def test_zero_gradients_and_zero_columns_move_nothing(method):
 # --- pieces -------------------------------------------------------------------------------------
 
 
-def test_sinkhorn_goes_to_a_point_that_both_normalisations_leave_alone():
+def test_sinkhorn_goes_to_a_point_that_both_normalizations_leave_alone():
     x = jnp.asarray(np.exp(normal(4, 24, 40)) * normal(5, 24, 40))
-    both = fira_jax.multi_normalise(
-        fira_jax.unit_rms("input"), fira_jax.unit_rms("output"), rounds=30
+    both = fira_jax.transforms.multi_normalize(
+        fira_jax.transforms.unit_rms("input"), fira_jax.transforms.unit_rms("output"), rounds=30
     )
     y = np.asarray(both.update(x, None)[0])
     np.testing.assert_allclose((y**2).mean(axis=0), 1, rtol=1e-3)
-    np.testing.assert_allclose((y**2).mean(axis=1), 1, rtol=1e-5)  # normalised last
+    np.testing.assert_allclose((y**2).mean(axis=1), 1, rtol=1e-5)  # normalized last
     np.testing.assert_array_equal(np.sign(y), np.sign(x))
 
 
@@ -215,7 +215,7 @@ def test_sinkhorn_goes_to_a_point_that_both_normalisations_leave_alone():
 def test_whitening_gives_the_polar_factor(shape):
     x = normal(6, *shape)
     u, _, vt = np.linalg.svd(x.astype(float), full_matrices=False)
-    y = np.asarray(fira_jax.whiten(30)(jnp.asarray(x)))
+    y = np.asarray(fira_jax.transforms.whiten(30)(jnp.asarray(x)))
     expected = u @ vt * np.linalg.norm(x) / math.sqrt(5)
     np.testing.assert_allclose(y, expected, atol=1e-4)
 
@@ -225,7 +225,7 @@ def test_larger_steps_of_whitening_lift_small_singular_values_and_stay_near_one_
     x = jnp.diag(jnp.asarray(values, jnp.float32))
 
     def range_of(step_size):
-        s = np.diag(np.asarray(fira_jax.whiten(10, step_size)(x)))
+        s = np.diag(np.asarray(fira_jax.transforms.whiten(10, step_size)(x)))
         return s.max() / s.min()
 
     assert range_of(0.8) < 1.6 / 0.56 * 1.05  # what the docstring promises
@@ -234,7 +234,7 @@ def test_larger_steps_of_whitening_lift_small_singular_values_and_stay_near_one_
 
 def test_a_constant_column_has_no_direction():
     x = jnp.asarray(np.c_[np.full(1000, 0.1, np.float32), normal(7, 1000)])
-    y = np.asarray(fira_jax.standardise("input")(x))
+    y = np.asarray(fira_jax.transforms.standardize("input")(x))
     assert not y[:, 0].any()
     np.testing.assert_allclose(y[:, 1].mean(), 0, atol=1e-6)
     np.testing.assert_allclose(y[:, 1].std(), 1, rtol=1e-5)
@@ -266,7 +266,7 @@ def test_nnx_optimizer_and_zero_size_leaves():
             self.empty = nnx.Param(jnp.ones((0, 3)))
 
     model = Model()
-    optimizer = nnx.Optimizer(model, fira_jax.scale(RATE), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, fira_jax.scale_optimizer(RATE), wrt=nnx.Param)
     grads = nnx.grad(lambda m: jnp.sum(m.head[...]) + jnp.sum(m.bias[...]))(model)
     optimizer.update(model, grads)
     np.testing.assert_allclose(model.head[...], 1 - RATE, rtol=1e-6)
@@ -278,22 +278,22 @@ def test_nnx_optimizer_and_zero_size_leaves():
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="over must be one of 'input', 'output', got 'rows'"):
-        fira_jax.unit_rms("rows")
+        fira_jax.transforms.unit_rms("rows")
     with pytest.raises(ValueError, match="over must be one of"):
-        fira_jax.standardise("rows")
+        fira_jax.transforms.standardize("rows")
     with pytest.raises(ValueError, match="ns_steps must be at least 1, got 0"):
         fira_jax.swan(RATE, ns_steps=0)
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         fira_jax.sinkgd(RATE, rounds=0)
-    with pytest.raises(ValueError, match="at least one normalisation"):
-        fira_jax.multi_normalise()
+    with pytest.raises(ValueError, match="at least one normalization"):
+        fira_jax.transforms.multi_normalize()
 
 
 def test_a_missing_last_layer_is_an_error():
     params = {"attn": jnp.ones((4, 6)), "overhead": jnp.ones((4, 6))}
     with pytest.raises(ValueError, match=r"matches no parameter.*attn, overhead"):
-        fira_jax.scale(RATE).init(params)
-    fira_jax.scale(RATE, last_layer=None).init(params)
+        fira_jax.scale_optimizer(RATE).init(params)
+    fira_jax.scale_optimizer(RATE, last_layer=None).init(params)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,7 +17,7 @@ from support import normal, run, with_spectrum
 
 import fira_jax
 from fira_jax.basis import Adaptive, Grassmann, PowerIteration, Randomized, Svd
-from fira_jax.rules import Displacement, NormDecay
+from fira_jax.refresh import Displacement, NormDecay
 
 EVERY_MATRIX = {"weight_dimension_numbers": MuonDimensionNumbers(-2, -1)}
 STEPS = 14

@@ -88,7 +88,7 @@ METHODS = [
     Method("racs", "RACS", "2502.07752", "a + b + 1",
            "all of it, rows and columns scaled by their usual size", NO_RANK),
     Method("swan", "SWAN", "2412.13148", "0",
-           "all of it, standardised by columns, all directions alike", NO_RANK),
+           "all of it, standardized by columns, all directions alike", NO_RANK),
     Method("sinkgd", "SinkGD", "2502.06742", "0",
            "all of it, rows and columns alike in size", NO_RANK),
     Method("scale", "SCALE", "2506.16659", "0",

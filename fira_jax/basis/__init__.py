@@ -14,7 +14,7 @@ from fira_jax.basis.svd import Svd as Svd
 from fira_jax.basis.switching import Switching as Switching
 from fira_jax.basis.tracked import Grassmann as Grassmann
 from fira_jax.basis.tracked import PowerIteration as PowerIteration
-from fira_jax.subspace import Directions as Directions
+from fira_jax.matrix_view import Directions as Directions
 
 _NAMED: dict[str, type[Basis]] = {
     "svd": Svd,

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from fira_jax.basis.randomized import orthonormalise, random_uniform
+from fira_jax.basis.randomized import orthonormalize, random_uniform
 from fira_jax.basis.svd import Svd
 
 
@@ -29,4 +29,4 @@ class Orthonormal(Svd):
         seed = jax.random.key_data(key)
         with jax.default_matmul_precision("float32"):
             span = random_uniform(seed, (grad.shape[0], rank), grad.dtype)
-            return orthonormalise(span, ~seed).astype(stored.dtype)
+            return orthonormalize(span, ~seed).astype(stored.dtype)

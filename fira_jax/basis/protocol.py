@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from fira_jax.subspace import Directions
+from fira_jax.matrix_view import Directions
 
 
 @runtime_checkable

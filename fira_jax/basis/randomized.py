@@ -13,7 +13,7 @@ from fira_jax.basis.svd import Svd
 
 @dataclasses.dataclass(frozen=True)
 class Randomized(Svd):
-    r"""Nearly the best rank-:math:`r` subspace, by matrix products and small factorisations only.
+    r"""Nearly the best rank-:math:`r` subspace, by matrix products and small factorizations only.
 
     A Gaussian sketch of the gradient's range is sharpened by ``power_iterations`` rounds of
     :math:`Q \leftarrow \mathrm{orth}(G G^\top Q)`; the :math:`r` leading directions within it
@@ -60,7 +60,7 @@ class Randomized(Svd):
             span = grad @ random_uniform(seed, (grad.shape[1], columns), grad.dtype)
             for _ in range(self.power_iterations):
                 span = grad @ (grad.T @ _divide_by_gram_root(span))
-            leading = orthonormalise(span, ~seed)
+            leading = orthonormalize(span, ~seed)
             if self.oversample:
                 within = leading.T @ grad
                 _, rotation = jnp.linalg.eigh(within @ within.T, symmetrize_input=False)
@@ -89,7 +89,7 @@ def mixed(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def orthonormalise(span: jax.Array, seed: jax.Array) -> jax.Array:
+def orthonormalize(span: jax.Array, seed: jax.Array) -> jax.Array:
     r"""Orthonormal columns with the same span.
 
     Directions that ``span`` lacks (a gradient of low rank) are filled by a random perturbation of

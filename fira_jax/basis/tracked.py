@@ -57,7 +57,7 @@ class PowerIteration(Tracked):
 
         P \leftarrow \mathrm{qr}\left( G (G^\top P) + \delta P \right)
 
-    Two products of rank :math:`r` and no factorisation of anything larger: cheap enough for every
+    Two products of rank :math:`r` and no factorization of anything larger: cheap enough for every
     step. Over steps the basis converges to the leading singular vectors of a slowly changing
     matrix. Directions that it lacks stay as they are, by a :math:`\delta` of the size of rounding
     errors (the root of the unit of rounding, relative to the first term). The triangular factor of

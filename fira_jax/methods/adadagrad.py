@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from fira_jax.checks import require_choice
-from fira_jax.norm_test import adapt_batch_size, squared_norm
-from fira_jax.subspace import Params
-
-
-class AdaGradNormState(NamedTuple):
-    """State of :func:`scale_by_adagrad_norm`.
-
-    Attributes:
-      sum_of_squares: squared norms of all gradients so far, float32 or wider, scalar.
-    """
-
-    sum_of_squares: jax.Array
+from fira_jax.transforms.adagrad_norm import scale_by_adagrad_norm
+from fira_jax.transforms.norm_test import adapt_batch_size
 
 
 def adadagrad(
@@ -42,9 +31,9 @@ def adadagrad(
         V \leftarrow V + G^2, \qquad U = G / \sqrt{V + \epsilon}
 
     entry by entry, or with one sum for the whole model; and the norm test of
-    :func:`fira_jax.adapt_batch_size`, which says how large the next batch should be. The test does
-    not depend on what follows it: any optimizer can take AdaGrad's place in the chain. State:
-    :math:`ab` elements for a matrix (none with ``"model"``), and one for the batch size.
+    :func:`fira_jax.transforms.adapt_batch_size`, which says how large the next batch should be. The
+    test does not depend on what follows it: any optimizer can take AdaGrad's place in the chain.
+    State: :math:`ab` elements for a matrix (none with ``"model"``), and one for the batch size.
 
     Args:
       learning_rate: a scalar or a schedule.
@@ -86,50 +75,3 @@ def adadagrad(
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def scale_by_adagrad_norm(
-    initial_accumulator_value: jax.typing.ArrayLike = 0.0, eps: jax.typing.ArrayLike = 1e-7
-) -> optax.GradientTransformationExtraArgs:
-    r"""AdaGrad-Norm: one step size for the model, from the norms of all gradients so far.
-
-    .. math::
-
-        v \leftarrow v + \lVert G \rVert^2, \qquad U = G / \sqrt{v + \epsilon}
-
-    A gradient whose square is not finite counts as zero.
-
-    Args:
-      initial_accumulator_value: where :math:`v` starts.
-      eps: :math:`\epsilon`.
-
-    Example:
-      >>> import fira_jax, jax.numpy as jnp
-      >>> tx = fira_jax.scale_by_adagrad_norm()
-      >>> updates, _ = tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))
-      >>> print(updates)
-      [0.6 0.8]
-
-    References:
-      Ward, Wu and Bottou, `AdaGrad stepsizes <https://arxiv.org/abs/1806.01811>`_, 2018.
-    """
-
-    def init(params: Params) -> AdaGradNormState:
-        wide = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-        return AdaGradNormState(jnp.asarray(initial_accumulator_value, wide))
-
-    def update(
-        updates: optax.Updates,
-        state: AdaGradNormState,
-        params: Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, AdaGradNormState]:
-        del params, extra_args
-        norm = squared_norm(updates)
-        usable = jnp.isfinite(norm)
-        total = state.sum_of_squares + jnp.where(usable, norm, 0).astype(state.sum_of_squares.dtype)
-        factor = jnp.where(total > 0, jax.lax.rsqrt(total + eps), 0)
-        updates = jax.tree.map(lambda g: jnp.where(usable, factor * g, 0).astype(g.dtype), updates)
-        return updates, AdaGradNormState(total)
-
-    return optax.GradientTransformationExtraArgs(init, update)

@@ -9,10 +9,11 @@ import optax
 
 from fira_jax.basis import Adaptive, Basis
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
 from fira_jax.plan import Rank, Side
-from fira_jax.project import low_rank_project, project_back
-from fira_jax.rules import NormDecay
+from fira_jax.refresh import NormDecay
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.project import low_rank_project, project_back
 
 
 def adarankgrad(
@@ -46,7 +47,7 @@ def adarankgrad(
 
     At a refresh :math:`P` gets the fewest vectors that hold a given share of the gradient's energy
     (:class:`fira_jax.basis.Adaptive`), and the moments turn into it. A refresh comes when the
-    projected gradient has become small (:class:`fira_jax.rules.NormDecay`). State:
+    projected gradient has become small (:class:`fira_jax.refresh.NormDecay`). State:
     :math:`ar + 2br + 3` elements for a matrix with sides :math:`a \le b`, with :math:`r` the
     largest rank: inside a compiled step the vectors that are not in use are zero. Between two steps
     the state can be made as small as the ranks are:

@@ -1,4 +1,4 @@
-"""Alice: Adam in a subspace that also looks elsewhere, and the rest with its columns equalised."""
+"""Alice: Adam in a subspace that also looks elsewhere, and the rest with its columns equalized."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import jax
 import optax
 
 from fira_jax.basis import Basis
-from fira_jax.equalise import equalise_residual
-from fira_jax.limiter import norm_growth_limit
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
 from fira_jax.plan import Side
-from fira_jax.project import low_rank_project, project_back
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.equalize import equalize_residual
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.limiter import norm_growth_limit
+from fira_jax.transforms.project import low_rank_project, project_back
 
 
 def alice(
@@ -44,7 +45,7 @@ def alice(
     Three changes to GaLore: the subspace is tracked by a covariance kept inside it, at a refresh
     some of its directions are drawn at random from outside (:class:`fira_jax.basis.Switching`), and
     the rest of the gradient moves too, with its columns brought to one size
-    (:func:`fira_jax.equalise_residual`) and its growth limited:
+    (:func:`fira_jax.equalize_residual`) and its growth limited:
 
     .. math::
 
@@ -119,7 +120,7 @@ def alice(
     return optax.chain(
         low_rank_project(low_rank),
         inner,
-        equalise_residual(low_rank, residual_scale, b1),
+        equalize_residual(low_rank, residual_scale, b1),
         optax.identity() if gamma is None else norm_growth_limit(low_rank, gamma),
         project_back(),
         optax.add_decayed_weights(weight_decay, mask),

@@ -8,11 +8,12 @@ import jax
 import optax
 
 from fira_jax.basis import Basis
-from fira_jax.limiter import norm_growth_limit
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
-from fira_jax.project import low_rank_project, project_back
-from fira_jax.residual import replace_by_scaled_gradient
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.limiter import norm_growth_limit
+from fira_jax.transforms.project import low_rank_project, project_back
+from fira_jax.transforms.residual import replace_by_scaled_gradient
 
 
 def apollo(
@@ -43,7 +44,7 @@ def apollo(
         U = c \sqrt{\alpha}\, \phi \circ G / \ell, \qquad
         \phi_j = \lVert N_{:,j} \rVert / \lVert R_{:,j} \rVert, \qquad R = P^\top G
 
-    No factorisation and no product back to full size; the basis is regenerated from the seed and
+    No factorization and no product back to full size; the basis is regenerated from the seed and
     never stored. State: :math:`2br + 1` elements for a matrix with sides :math:`a \le b`.
 
     Args:

@@ -8,11 +8,12 @@ import jax
 import optax
 
 from fira_jax.basis import Basis
-from fira_jax.feedback import low_rank_project_with_feedback
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
 from fira_jax.plan import Side
-from fira_jax.project import low_rank_project, project_back
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.error_feedback import low_rank_project_with_feedback
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.project import low_rank_project, project_back
 
 
 def dct_adamw(
@@ -35,7 +36,7 @@ def dct_adamw(
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""DCT-AdamW: a subspace without a factorisation, cheap enough to be chosen at every step.
+    r"""DCT-AdamW: a subspace without a factorization, cheap enough to be chosen at every step.
 
     .. math::
 
@@ -62,7 +63,8 @@ def dct_adamw(
       b2: Adam's decay of the second moment.
       eps: Adam's :math:`\epsilon`.
       error_feedback: whether :math:`E` is kept (else it is zero). The authors keep it in 8 bits,
-        without which it costs what the subspace saves: see :func:`fira_jax.quantize_state`.
+        without which it costs what the subspace saves: see
+        :func:`fira_jax.precision.quantize_state`.
       basis: ``fira_jax.basis.Dct(score="l1")`` chooses as the released code does.
       side: see :class:`fira_jax.LowRank`.
       moments: see :class:`fira_jax.LowRank`.

@@ -8,11 +8,12 @@ import jax
 import optax
 
 from fira_jax.basis import Basis
-from fira_jax.limiter import norm_growth_limit
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
-from fira_jax.project import low_rank_project, project_back
-from fira_jax.residual import fira_residual_scale
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.limiter import norm_growth_limit
+from fira_jax.transforms.project import low_rank_project, project_back
+from fira_jax.transforms.residual import fira_residual_scale
 
 
 def fira(

@@ -10,10 +10,11 @@ import optax
 from fira_jax.basis import Basis
 from fira_jax.checks import require_choice
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
 from fira_jax.plan import Side
-from fira_jax.project import low_rank_project, project_back
-from fira_jax.residual import plain_residual
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.project import low_rank_project, project_back
+from fira_jax.transforms.residual import plain_residual
 
 
 def frugal(

@@ -9,8 +9,9 @@ import optax
 
 from fira_jax.basis import Basis
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
-from fira_jax.project import low_rank_project, project_back
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.project import low_rank_project, project_back
 
 
 def galore(

@@ -37,7 +37,7 @@ def galore2(
     r"""GaLore 2: GaLore whose refresh is made for many devices.
 
     :func:`fira_jax.galore` and its state, :math:`ar + 2br` elements for a matrix with sides
-    :math:`a \le b`. A refresh consists of products and of small factorisations, so that a gradient
+    :math:`a \le b`. A refresh consists of products and of small factorizations, so that a gradient
     split over devices is never gathered.
 
     Args:

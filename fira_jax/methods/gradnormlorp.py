@@ -1,4 +1,4 @@
-"""GradNormLoRP: Adam on an r x r core of each normalised weight's direction."""
+"""GradNormLoRP: Adam on an r x r core of each normalized weight's direction."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from optax.contrib import MuonDimensionNumbers
 
 from fira_jax.basis import Basis
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
 from fira_jax.plan import Side
-from fira_jax.project import low_rank_project, project_back
-from fira_jax.subspace import Params, Subspace, is_leaf, map_leaves, stateless, unbox
-from fira_jax.weight_norm import weight_normalised
+from fira_jax.subspace import Subspace
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.project import low_rank_project, project_back
+from fira_jax.transforms.weight_norm import weight_normalized
+from fira_jax.trees import Params, is_leaf, map_leaves, stateless, unbox
 
 
 def gradnormlorp(
@@ -36,15 +38,15 @@ def gradnormlorp(
     side: Side = "short",
     seed: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""GradNormLoRP: normalised weights, the gradient of their direction projected on both sides.
+    r"""GradNormLoRP: normalized weights, the gradient of their direction projected on both sides.
 
     .. math::
 
         D_V = \alpha A N B^\top, \qquad N = \mathrm{Adam}(A^\top \nabla_V B)
 
     with :math:`A`, :math:`B` the leading singular vectors of :math:`\nabla_V` at a refresh;
-    direction and magnitude of the weights move as :func:`fira_jax.weight_normalised` says, the
-    latter by Adam. State: :math:`ar + br + 2r^2 + 2n` elements for a matrix with sides
+    direction and magnitude of the weights move as :func:`fira_jax.transforms.weight_normalized`
+    says, the latter by Adam. State: :math:`ar + br + 2r^2 + 2n` elements for a matrix with sides
     :math:`a \le b` and :math:`n` outputs. Parameters that are not projected get Adam.
 
     Args:
@@ -78,7 +80,7 @@ def gradnormlorp(
     References:
       Huang et al., `Gradient Weight-normalized Low-rank Projection for Efficient LLM Training
       <https://arxiv.org/abs/2412.19616>`_, 2024. Our reading of the paper, unverified (its axis of
-      normalisation is taken to be the input's): the released code projects one side, resets the
+      normalization is taken to be the input's): the released code projects one side, resets the
       magnitudes at every step and so amounts to GaLore with more state. Entries of a core below 512
       units of rounding of its largest count as zero, which neither says: at a refresh they are
       nothing but rounding, and Adam's first step would be as long for them as for any.
@@ -99,7 +101,7 @@ def gradnormlorp(
     )
     decay = optax.add_decayed_weights(weight_decay, mask)
     return optax.chain(
-        weight_normalised(low_rank, learning_rate, direction, optax.scale_by_adam(b1, b2, eps)),
+        weight_normalized(low_rank, learning_rate, direction, optax.scale_by_adam(b1, b2, eps)),
         _afterwards(optax.chain(decay, optax.scale_by_learning_rate(learning_rate))),
     )
 

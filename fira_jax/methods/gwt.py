@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import optax
 
-from fira_jax.limiter import norm_growth_limit
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import scale_by_adam_in_subspace
 from fira_jax.plan import Side
-from fira_jax.project import low_rank_project, project_back
-from fira_jax.residual import residual_over_denominator
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.limiter import norm_growth_limit
+from fira_jax.transforms.project import low_rank_project, project_back
+from fira_jax.transforms.residual import residual_over_denominator
 
 
 def gwt(
@@ -44,7 +44,7 @@ def gwt(
 
         U = c\,\alpha \left( P \frac{M}{D} + \frac{G - P R}{D} \right) / \ell, \qquad R = P^\top G
 
-    with :math:`P` the normalised indicators of the blocks. The limiter :math:`\ell` watches the
+    with :math:`P` the normalized indicators of the blocks. The limiter :math:`\ell` watches the
     norm of :math:`M / D`. State: :math:`2br + 1` elements for a matrix ``[a, b]``.
 
     Args:

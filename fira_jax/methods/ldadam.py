@@ -9,9 +9,9 @@ import optax
 
 from fira_jax.basis import Basis, PowerIteration
 from fira_jax.low_rank import LowRank
-from fira_jax.momentum_feedback import momentum_feedback
 from fira_jax.plan import Side
-from fira_jax.project import project_back
+from fira_jax.transforms.momentum_feedback import momentum_feedback
+from fira_jax.transforms.project import project_back
 
 
 def ldadam(

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from fira_jax.checks import require_choice
-from fira_jax.factors import adjust_lora_gradients, in_product_space
+from fira_jax.transforms.lora_gradients import adjust_lora_gradients, in_product_space
 
 
 def lora_pro(
@@ -28,7 +28,7 @@ def lora_pro(
 
     For weights :math:`W = W_0 + s A B` with trained :math:`A \in \mathbb{R}^{m \times r}`,
     :math:`B \in \mathbb{R}^{r \times n}`; what is done to their gradients is in
-    :func:`fira_jax.adjust_lora_gradients`. Parameters in no pair get Adam.
+    :func:`fira_jax.transforms.adjust_lora_gradients`. Parameters in no pair get Adam.
 
     Args:
       learning_rate: a scalar or a schedule.

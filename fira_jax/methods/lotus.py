@@ -9,7 +9,7 @@ import optax
 
 from fira_jax.basis import Basis
 from fira_jax.methods.galore import galore
-from fira_jax.rules import Displacement
+from fira_jax.refresh import Displacement
 
 
 def lotus(
@@ -37,7 +37,7 @@ def lotus(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lotus: a randomized SVD, and a new subspace when the old one is used up.
 
-    :func:`fira_jax.galore` with the refresh rule :class:`fira_jax.rules.Displacement`. Every
+    :func:`fira_jax.galore` with the refresh rule :class:`fira_jax.refresh.Displacement`. Every
     ``update_proj_gap`` steps each matrix is asked how far its unit projected gradient has come from
     the one at its last switch; below :math:`\gamma` for each step since, it switches. State:
     :math:`ar + 3br + 1` elements for a matrix with sides :math:`a \le b`.

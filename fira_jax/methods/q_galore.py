@@ -9,9 +9,10 @@ import optax
 
 from fira_jax import basis as bases
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace, scale_by_adam_in_subspace
-from fira_jax.project import low_rank_project, project_back
-from fira_jax.quantize import quantize_state
+from fira_jax.precision.quantized_state import quantize_state
+from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.project import low_rank_project, project_back
 
 
 def q_galore(
@@ -49,8 +50,8 @@ def q_galore(
         \lceil a r / 256 \rceil (128 + 5) + 2 r \left( b + 4 \lceil b / 256 \rceil \right) + 24
 
     the last for the refresh rule. The third economy of the method, weights in 8 bits, concerns what
-    an Optax transformation does not own: :func:`fira_jax.quantize_weights` and
-    :func:`fira_jax.apply_quantized_updates`.
+    an Optax transformation does not own: :func:`fira_jax.precision.quantize_weights` and
+    :func:`fira_jax.precision.apply_quantized_updates`.
 
     Args:
       learning_rate: a scalar or a schedule.
@@ -67,11 +68,11 @@ def q_galore(
       b2: Adam's decay of the second moment; the authors' scripts set 0.95.
       eps: Adam's :math:`\epsilon`.
       min_size: moments of fewer numbers stay in float32; None for 4,096, like bitsandbytes. Static.
-      rounding: of the moments, see :func:`fira_jax.quantize_state`.
+      rounding: of the moments, see :func:`fira_jax.precision.quantize_state`.
       basis: what is stored in 4 bits, see :class:`fira_jax.LowRank`; the authors use ``"svd"``. A
         :class:`fira_jax.basis.Quantized` is taken as it is, for other bits and groups.
       side: see :class:`fira_jax.LowRank`.
-      refresh: see :class:`fira_jax.LowRank`; ``fira_jax.rules.Lazy`` takes the threshold, the
+      refresh: see :class:`fira_jax.LowRank`; ``fira_jax.refresh.Lazy`` takes the threshold, the
         length of the queue and the factor of the gap.
       seed: see :class:`fira_jax.LowRank`; it seeds the rounding of the moments, too.
 
@@ -91,8 +92,8 @@ def q_galore(
       Zhang et al., `Q-GaLore: Quantized GaLore with INT4 Projection and Layer-Adaptive Low-Rank
       Gradients <https://arxiv.org/abs/2407.08296>`_, 2024. Deviations from the released code: the
       default basis, canonical signs, weight decay's order and those that
-      :class:`fira_jax.basis.Quantized`, :class:`fira_jax.rules.Lazy` and
-      :func:`fira_jax.quantize_state` name.
+      :class:`fira_jax.basis.Quantized`, :class:`fira_jax.refresh.Lazy` and
+      :func:`fira_jax.precision.quantize_state` name.
     """
     basis = bases.resolve(basis)
     low_rank = LowRank(

@@ -1,4 +1,4 @@
-"""SinkGD: the gradient with its rows and columns normalised, and no state."""
+"""SinkGD: the gradient with its rows and columns normalized, and no state."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import optax
 
-from fira_jax.matrices import on_matrices
-from fira_jax.normalise import multi_normalise, unit_rms
+from fira_jax.transforms.matrices import on_matrices
+from fira_jax.transforms.normalize import multi_normalize, unit_rms
 
 
 def sinkgd(
@@ -25,7 +25,7 @@ def sinkgd(
     eps: jax.typing.ArrayLike = 1e-8,
     mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""SinkGD: stateless descent along the Sinkhorn-normalised gradient.
+    r"""SinkGD: stateless descent along the Sinkhorn-normalized gradient.
 
     Columns and rows of the gradient :math:`X_0 = G \in \mathbb{R}^{m \times n}` are brought to root
     mean square one in turn,
@@ -49,7 +49,7 @@ def sinkgd(
       weight_dimension_numbers: which parameters are matrices and along which axes, see
         :class:`fira_jax.LowRank`. Leave embeddings and the head to Adam:
         ``fira_jax.match_paths(("attn", "mlp"))``.
-      rounds: :math:`L`, how often both are normalised.
+      rounds: :math:`L`, how often both are normalized.
       b1: Adam's decay of the first moment.
       b2: Adam's decay of the second moment.
       eps: Adam's :math:`\epsilon`.
@@ -70,10 +70,10 @@ def sinkgd(
       paper's text was not at hand: ``rounds``, ``scale`` and the learning rate. Norms are held
       above 1e-8 of the largest entry, not above 1e-8.
     """
-    normalise = multi_normalise(unit_rms("input"), unit_rms("output"), rounds=rounds)
+    normalize = multi_normalize(unit_rms("input"), unit_rms("output"), rounds=rounds)
     return optax.chain(
         on_matrices(
-            optax.chain(normalise, optax.scale(scale)),
+            optax.chain(normalize, optax.scale(scale)),
             base_optimizer or optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
             weight_dimension_numbers,
         ),

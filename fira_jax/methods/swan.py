@@ -1,4 +1,4 @@
-"""SWAN: the gradient standardised and whitened, and no state."""
+"""SWAN: the gradient standardized and whitened, and no state."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import optax
 
-from fira_jax.matrices import on_matrices
-from fira_jax.normalise import multi_normalise, standardise, whiten
+from fira_jax.transforms.matrices import on_matrices
+from fira_jax.transforms.normalize import multi_normalize, standardize, whiten
 
 
 def swan(
@@ -21,15 +21,15 @@ def swan(
     *,
     ns_steps: int = 10,
     step_size: jax.typing.ArrayLike = 0.8,
-    standardised: bool = True,
+    standardized: bool = True,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""SWAN: SGD with whitening and normalisation.
+    r"""SWAN: SGD with whitening and normalization.
 
-    What leads to each output unit is standardised over the inputs, then all directions of the
+    What leads to each output unit is standardized over the inputs, then all directions of the
     matrix are given the same weight:
 
     .. math::
@@ -39,7 +39,7 @@ def swan(
         W \approx (\hat G \hat G^\top)^{-1/2} \hat G
 
     by Newton–Schulz steps on the shorter side, so that entries have root mean square
-    :math:`\kappa`. What is standardised away never moves: the mean over the inputs of what leads to
+    :math:`\kappa`. What is standardized away never moves: the mean over the inputs of what leads to
     an output unit stays what it was. State: 0 elements for a matrix. Other parameters get Adam at
     the full learning rate.
 
@@ -54,8 +54,8 @@ def swan(
         :class:`fira_jax.LowRank`. Leave embeddings and the head to Adam:
         ``fira_jax.match_paths(("attn", "mlp"))``.
       ns_steps: number of Newton–Schulz steps. Static.
-      step_size: their :math:`\beta`, see :func:`fira_jax.whiten`.
-      standardised: whether the first of the two operators is applied; without it that mean moves
+      step_size: their :math:`\beta`, see :func:`fira_jax.transforms.whiten`.
+      standardized: whether the first of the two operators is applied; without it that mean moves
         too.
       b1: Adam's decay of the first moment.
       b2: Adam's decay of the second moment.
@@ -78,11 +78,11 @@ def swan(
       ``ns_steps`` and ``step_size`` (as one port says the paper has them; another takes 6 and 0.5),
       and which parameters are left to Adam.
     """
-    operators = [standardise("input")] if standardised else []
-    normalise = multi_normalise(*operators, whiten(ns_steps, step_size))
+    operators = [standardize("input")] if standardized else []
+    normalize = multi_normalize(*operators, whiten(ns_steps, step_size))
     return optax.chain(
         on_matrices(
-            optax.chain(normalise, optax.scale(scale)),
+            optax.chain(normalize, optax.scale(scale)),
             base_optimizer or optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
             weight_dimension_numbers,
         ),

@@ -1,19 +1,18 @@
-"""Trion: the momentum's part in a few cosine vectors, orthogonalised."""
+"""Trion: the momentum's part in a few cosine vectors, orthogonalized."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from fira_jax.basis import Basis
-from fira_jax.feedback import low_rank_project_with_feedback
 from fira_jax.low_rank import LowRank
 from fira_jax.plan import Side
-from fira_jax.project import project_back
-from fira_jax.subspace import Subspace, map_leaves, stateless
+from fira_jax.transforms.error_feedback import low_rank_project_with_feedback
+from fira_jax.transforms.newton_schulz import orthogonalize
+from fira_jax.transforms.project import project_back
 
 
 def trion(
@@ -34,7 +33,7 @@ def trion(
     basis: str | Basis = "dct",
     side: Side = "short",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trion: a low-rank step of Muon, chosen without a factorisation.
+    r"""Trion: a low-rank step of Muon, chosen without a factorization.
 
     .. math::
 
@@ -44,7 +43,7 @@ def trion(
     for a weight from :math:`m` inputs to :math:`n` outputs, with :math:`\mathrm{orth}` a few rounds
     of a quintic Newton-Schulz iteration, that brings singular values to about one. State:
     :math:`ab + r` elements for a matrix: as much as Muon, not the class of the other methods; what
-    is small is the matrix to orthogonalise. Parameters that are not projected get Adam.
+    is small is the matrix to orthogonalize. Parameters that are not projected get Adam.
 
     Args:
       learning_rate: a scalar or a schedule; 0.01 to 0.02 in the published runs.
@@ -91,37 +90,9 @@ def trion(
     rest = base_optimizer or optax.scale_by_adam(b1, b2, eps)
     return optax.chain(
         low_rank_project_with_feedback(low_rank, momentum),
-        _orthogonalise(ns_steps),
+        orthogonalize(ns_steps),
         project_back(),
         optax.masked(rest, low_rank.elsewhere),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def _orthogonalise(rounds: int) -> optax.GradientTransformationExtraArgs:
-    """Replaces what is in the subspace by a matrix with singular values of about one."""
-
-    def replace(node: Any) -> Any:
-        if not isinstance(node, Subspace):
-            return node
-        m, n = node.view.matrix_shape
-        shape_factor = max(1.0, n / m) ** 0.5
-        return node.replace(core=shape_factor * newton_schulz(node.raw, rounds))
-
-    return stateless(lambda updates: map_leaves(replace, updates))
-
-
-def newton_schulz(x: jax.Array, rounds: int) -> jax.Array:
-    r"""Brings the singular values of each matrix ``[..., r, b]`` to about one.
-
-    :math:`X \leftarrow a X + b A X + c A^2 X` with :math:`A = X X^\top`, whose coefficients
-    (those of Muon) lift small singular values fast and let large ones swing between 0.7 and 1.2.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
-    x = x / jnp.maximum(norm, jnp.finfo(x.dtype).tiny)
-    for _ in range(rounds):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x

@@ -8,11 +8,11 @@ import jax
 import optax
 
 from fira_jax.basis import Basis
-from fira_jax.factored import project_back_by_factors
 from fira_jax.low_rank import LowRank
-from fira_jax.moments import in_subspace
 from fira_jax.plan import Side
-from fira_jax.project import low_rank_project, project_back
+from fira_jax.transforms.factored import project_back_by_factors
+from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.transforms.project import low_rank_project, project_back
 
 
 def vlorp(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.checkpoint import Checkpoints
+from experiments.training.checkpoint import Checkpoints
 
 
 def batches():

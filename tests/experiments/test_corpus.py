@@ -12,18 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cache as cache_module
-from experiments.cache import cache_directory, locked, replacing
-from experiments.corpus import CorpusError, frozen_corpus, load_corpus
-from experiments.folder import read_folder
-from experiments.packages import DownloadError, Package, fetch
-from experiments.registry_full_sources import (
-    FULL_SOURCES,
-    html_paragraphs,
-    read_brown,
-)
-from experiments.registry_sources import SOURCES, Source, read_bible, read_service_manuals
-from experiments.text import is_clean_prose, is_verse_or_prose, normalized
+from experiments import files as cache_module
+from experiments.files import cache_directory, locked, replacing
+from experiments.text.corpus import CorpusError, frozen_corpus, load_corpus
+from experiments.text.folder import read_folder
+from experiments.text.packages import DownloadError, Package, fetch
+from experiments.text.prose import is_clean_prose, is_verse_or_prose, normalized
+from experiments.text.registry_full_sources import FULL_SOURCES, html_paragraphs, read_brown
+from experiments.text.registry_sources import SOURCES, Source, read_bible, read_service_manuals
 
 PROSE = (
     "The committee met in the afternoon, and it was agreed that the report on the harbour should "

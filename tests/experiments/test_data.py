@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments import packing
-from experiments.data import DataConfig, load
-from experiments.packing import Windows
+from experiments.text import packing
+from experiments.text.batches import DataConfig, load
+from experiments.text.packing import Windows
 
 BATCH = 4
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from experiments import demo
-from experiments.config import parse
 from experiments.demo_figure import draw
 from experiments.demo_sweep import search
+from experiments.training.config import parse
 from tests.experiments.tiny_run import write_inputs
 
 

@@ -7,8 +7,8 @@ import optax
 from flax import nnx
 
 import fira_jax
-from experiments.layerwise import llama_parts
-from experiments.model import Llama, LlamaConfig, loss
+from experiments.llama.model import Llama, LlamaConfig, loss
+from experiments.training.layerwise_step import llama_parts
 
 CONFIG = LlamaConfig(
     vocab_size=37,

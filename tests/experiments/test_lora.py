@@ -1,4 +1,4 @@
-"""Adapters and factorised layers: what they compute, what they merge to, what they train."""
+"""Adapters and factorized layers: what they compute, what they merge to, what they train."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,7 @@ import pytest
 from flax import nnx
 
 import fira_jax
-from experiments.factorised import LOST, CoLA, Factorised, SLTrain
-from experiments.lora import (
+from experiments.llama.adapters import (
     DoRA,
     Frozen,
     LoRA,
@@ -20,7 +19,8 @@ from experiments.lora import (
     start_lora_sb,
     with_restarts,
 )
-from experiments.welore import rank_profile
+from experiments.llama.factorized import LOST, CoLA, Factorized, SLTrain
+from experiments.llama.rank_profile import rank_profile
 
 INPUTS, OUTPUTS, RANK, CHANNELS = 10, 8, 3, 4
 
@@ -46,7 +46,7 @@ LAYERS = {
     "LoRA": (lora, BOTH),
     "DoRA": (lambda: lora(DoRA), BOTH + OUTPUTS),
     "LoRA-XS": (xs, RANK**2),
-    "factorised": (lambda: Factorised(**SIZES, rngs=nnx.Rngs(0)), BOTH),
+    "factorized": (lambda: Factorized(**SIZES, rngs=nnx.Rngs(0)), BOTH),
     "SLTrain": (lambda: SLTrain(**SIZES, density=0.1, rngs=nnx.Rngs(0)), BOTH + 8),
     "CoLA": (lambda: CoLA(**SIZES, rngs=nnx.Rngs(0)), BOTH),
     "LOST": (lambda: LOST(KERNEL, RANK, CHANNELS), BOTH + CHANNELS * OUTPUTS),

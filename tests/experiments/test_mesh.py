@@ -12,11 +12,13 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from experiments import config, mesh, train
-from experiments.metrics import read_metrics
-from experiments.model import LlamaConfig
-from experiments.optimizers import build_optimizer
-from experiments.step import make_init, make_state_shardings
+from experiments import mesh
+from experiments.llama.model import LlamaConfig
+from experiments.training import config
+from experiments.training import loop as train
+from experiments.training.metrics import read_metrics
+from experiments.training.optimizers import build_optimizer
+from experiments.training.step import make_init, make_state_shardings
 from tests.experiments.tiny_run import write_inputs
 
 DEVICES = (

@@ -13,8 +13,8 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments.attention import causal_attention
-from experiments.model import Llama, LlamaConfig, SwiGLU, loss, next_token_loss
+from experiments.llama.attention import causal_attention
+from experiments.llama.model import Llama, LlamaConfig, SwiGLU, loss, next_token_loss
 
 CONFIG = LlamaConfig(
     vocab_size=64,

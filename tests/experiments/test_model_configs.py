@@ -6,8 +6,8 @@ import jax
 import pytest
 from flax import nnx
 
-from experiments.model import Llama, LlamaConfig
-from experiments.model_configs import CONFIG_DIR, available, load_model_config
+from experiments.llama.configs import CONFIG_DIR, available, load_model_config
+from experiments.llama.model import Llama, LlamaConfig
 
 # Counted in the released code's models.
 PAPER_COUNTS = {

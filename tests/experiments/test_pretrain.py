@@ -17,13 +17,14 @@ import pytest
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
-from experiments import model, train
-from experiments.config import PretrainConfig, parse
-from experiments.metrics import MetricsLog, ProgressLine, read_metrics
-from experiments.model_configs import load_model_config
-from experiments.optimizers import OPTIMIZERS, build_optimizer, learning_rate_schedule
-from experiments.step import TrainState, lower_update, make_init, make_train_step
-from fira_jax.memory import device_bytes
+from experiments.llama import model
+from experiments.llama.configs import load_model_config
+from experiments.training import loop as train
+from experiments.training.config import PretrainConfig, parse
+from experiments.training.metrics import MetricsLog, ProgressLine, read_metrics
+from experiments.training.optimizers import OPTIMIZERS, build_optimizer, learning_rate_schedule
+from experiments.training.step import TrainState, lower_update, make_init, make_train_step
+from fira_jax.cost.memory import device_bytes
 from tests.experiments.tiny_run import write_inputs
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ import pytest
 import experiments
 from benchmarks import fits
 from experiments import memory
+from experiments.llama.model import LlamaConfig
 from experiments.mesh import mesh_sizes
-from experiments.model import LlamaConfig
-from experiments.optimizers import build_optimizer
+from experiments.training.optimizers import build_optimizer
 
 ROOT = Path(experiments.__file__).parents[1]
 TABLE = ROOT / fits.RESULT

@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers
 
-from experiments.tokenizer import load_tokenizer
+from experiments.text.tokenizer import load_tokenizer
 
 DOCUMENTS = [
     f"The {adjective} {noun} of number {i}_{i} went there, and didn't come back! «Où ça?» 漢字\n"

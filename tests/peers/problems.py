@@ -74,7 +74,7 @@ def gradients() -> dict[str, np.ndarray]:
 
 def _drifting(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     t = np.arange(STEPS).reshape(-1, *(1,) * len(shape))
-    # Uneven rows separate the singular values, without which no two factorisations agree.
+    # Uneven rows separate the singular values, without which no two factorizations agree.
     decay = 0.85 ** np.arange(shape[-1])
     mean, slow, fast = (rng.standard_normal(shape) * decay for _ in range(3))
     noise = 0.1 * rng.standard_normal((STEPS, *shape))

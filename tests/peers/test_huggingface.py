@@ -13,8 +13,8 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from experiments import huggingface
-from experiments.model import Llama, LlamaConfig
+from experiments.llama import huggingface
+from experiments.llama.model import Llama, LlamaConfig
 
 CONFIGS = {
     "plain": LlamaConfig(96, 48, 80, 3, 4, 64),

@@ -1,0 +1,1 @@
+"""One run: its settings, its loop, and what it leaves behind."""

@@ -1,0 +1,1 @@
+"""Many devices: how state is split, and meshes with explicit axes."""

@@ -1,0 +1,176 @@
+"""The optimizer inside the subspace: Adam as released, or any Optax transformation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fira_jax.checks import require_choice, require_float_dtype
+from fira_jax.low_rank import LowRank
+from fira_jax.sharding.explicit import on_any_mesh
+from fira_jax.subspace import Subspace
+from fira_jax.transforms.coordinates import coordinates_like, one_minus_power
+from fira_jax.trees import Params, map_leaves, require_same_shape
+
+
+class AdamInSubspaceState(NamedTuple):
+    """State of :func:`scale_by_adam_in_subspace`.
+
+    Attributes:
+      count: steps taken, int32 scalar.
+      mu: first moments, ``[*batch, r, b]`` for projected parameters, else the parameter's shape.
+      nu: second moments, of the same shapes.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # as Optax names it
+    mu: Any
+    nu: Any
+
+
+@on_any_mesh
+def scale_by_adam_in_subspace(
+    low_rank: LowRank,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-6,
+    *,
+    bias_correction: Literal["outside", "inside", "none"] = "outside",
+    carry: Literal["raw", "central"] = "raw",
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam on the coordinates :math:`R` of projected gradients, and on all other gradients.
+
+    .. math::
+
+        M \leftarrow \beta_1 M + (1-\beta_1) R, \quad
+        V \leftarrow \beta_2 V + (1-\beta_2) R^2, \quad
+        N = \frac{M}{\sqrt V + \epsilon}, \quad
+        c = \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t}
+
+    With ``bias_correction="outside"``, as in the released GaLore, Fira and APOLLO, :math:`c`
+    multiplies the whole step, so :math:`\epsilon` is added to the uncorrected :math:`\sqrt V`, and
+    the residual scale and the limiter see the uncorrected norm of :math:`N`. With ``"inside"``
+    (textbook Adam, and the papers' algorithms) :math:`N` itself is corrected and :math:`c = 1`.
+
+    Args:
+      low_rank: what "low rank" means for this model.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      bias_correction: ``"outside"``, ``"inside"`` or ``"none"``.
+      carry: what of the second moment is carried into a new basis, if ``low_rank.moments`` says so:
+        ``"raw"`` or ``"central"``, see below.
+      mu_dtype: dtype in which the first moment is stored; None for the parameter's.
+      nu_dtype: dtype in which the second moment is stored; None for the parameter's.
+
+    Raises:
+      ValueError: unknown ``bias_correction`` or ``carry``, or a dtype that is not floating point.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> adam = fira_jax.scale_by_adam_in_subspace(fira_jax.LowRank(rank=2))
+      >>> adam.init({"w": jnp.ones((8, 16)), "b": jnp.ones(16)}).mu["w"].shape
+      (2, 16)
+
+    References:
+      Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2014; Zhao et al., `GaLore
+      <https://arxiv.org/abs/2403.03507>`_, 2024, algorithm 2. A carried first moment turns with the
+      basis, :math:`M \leftarrow T M` with :math:`T = P_{new}^\top P_{old}`. Of the second,
+      ``"raw"`` takes the squared overlap, :math:`V \leftarrow (T \circ T) V`, which keeps it
+      non-negative; ``"central"`` does so with the variance about the mean only, and turns the mean
+      itself (Robert et al., `LDAdam <https://arxiv.org/abs/2410.16103>`_, 2024):
+      :math:`\hat V \leftarrow | (T \circ T) (\hat V - \hat M^2) + (T \hat M)^2 |`, with hats for
+      bias-corrected moments.
+    """
+    require_choice("bias_correction", bias_correction, ("outside", "inside", "none"))
+    require_choice("carry", carry, ("raw", "central"))
+    for name, dtype in (("mu_dtype", mu_dtype), ("nu_dtype", nu_dtype)):
+        if dtype is not None:
+            require_float_dtype(name, dtype)
+
+    def init(params: Params) -> AdamInSubspaceState:
+        return AdamInSubspaceState(
+            jnp.zeros([], jnp.int32),
+            coordinates_like(low_rank, params, mu_dtype),
+            coordinates_like(low_rank, params, nu_dtype),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: AdamInSubspaceState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, AdamInSubspaceState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        outside = inside = one_minus_power(b1, count), one_minus_power(b2, count)
+        if low_rank.moments == "reset":  # the subspace's moments count from the last refresh
+            age = state.count % low_rank.update_proj_gap + 1
+            inside = one_minus_power(b1, age), one_minus_power(b2, age)
+        before = None
+        if carry == "central":
+            before = one_minus_power(b1, state.count), one_minus_power(b2, state.count)
+
+        def step(leaf: Any, mu: jax.Array, nu: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+            node = leaf if isinstance(leaf, Subspace) else None
+            grad = leaf if node is None else node.raw
+            shape = leaf.shape if node is None else node.view.shape
+            require_same_shape(f"an update of shape {shape}", grad.shape, mu.shape)
+            wide = jnp.promote_types(grad.dtype, jnp.float32)
+            grad, m, v = (x.astype(wide) for x in (grad, mu, nu))
+            correction1, correction2 = outside if node is None else inside
+            if node is not None and low_rank.moments == "reset":
+                m, v = (jnp.where(age == 1, 0, x) for x in (m, v))
+            elif node is not None and node.rotation is not None:
+                m, v = _carry(node, m, v, before)
+            m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * grad
+            v = jnp.asarray(b2, wide) * v + jnp.asarray(1 - b2, wide) * jnp.square(grad)
+            if bias_correction == "inside":
+                denominator = jnp.sqrt(v / correction2) + eps
+                core = (m / correction1) / denominator
+            else:
+                denominator = jnp.sqrt(v) + eps
+                core = m / denominator
+            correction = jnp.ones([], wide)
+            if bias_correction == "outside":
+                correction = (jnp.sqrt(correction2) / correction1).astype(wide)
+            stored = m.astype(mu.dtype), v.astype(nu.dtype)
+            if node is None:
+                return (correction * core).astype(leaf.dtype), *stored
+            changes = {"core": core.astype(wide), "denominator": denominator.astype(wide)}
+            return node.replace(step_scale=node.step_scale * correction, **changes), *stored
+
+        updates, mu, nu = map_leaves(step, updates, state.mu, state.nu)
+        return updates, AdamInSubspaceState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _carry(
+    node: Subspace,
+    m: jax.Array,
+    v: jax.Array,
+    corrections: tuple[jax.Array, jax.Array] | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The moments in the coordinates of the new basis.
+
+    With the ``corrections`` of their bias, the second moment is carried by parts: the variance
+    and the mean.
+    """
+    turn = node.rotation
+    assert turn is not None
+
+    def carried() -> tuple[jax.Array, jax.Array]:
+        if corrections is None:
+            return turn @ m, jnp.square(turn) @ v
+        # Before the first step there are no moments to correct.
+        of_m, of_v = (jnp.where(x > 0, x, 1).astype(m.dtype) for x in corrections)
+        mean, second = m / of_m, v / of_v
+        variance = jnp.square(turn) @ (second - jnp.square(mean))
+        return turn @ m, of_v * jnp.abs(variance + jnp.square(turn @ mean))
+
+    return jax.lax.cond(node.refreshed, carried, lambda: (m, v))

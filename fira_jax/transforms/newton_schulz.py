@@ -1,0 +1,40 @@
+"""The orthogonal factor of a matrix by products alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fira_jax.subspace import Subspace
+from fira_jax.trees import map_leaves, stateless
+
+
+def orthogonalize(rounds: int) -> optax.GradientTransformationExtraArgs:
+    """Replaces what is in the subspace by a matrix with singular values of about one."""
+
+    def replace(node: Any) -> Any:
+        if not isinstance(node, Subspace):
+            return node
+        m, n = node.view.matrix_shape
+        shape_factor = max(1.0, n / m) ** 0.5
+        return node.replace(core=shape_factor * newton_schulz(node.raw, rounds))
+
+    return stateless(lambda updates: map_leaves(replace, updates))
+
+
+def newton_schulz(x: jax.Array, rounds: int) -> jax.Array:
+    r"""Brings the singular values of each matrix ``[..., r, b]`` to about one.
+
+    :math:`X \leftarrow a X + b A X + c A^2 X` with :math:`A = X X^\top`, whose coefficients
+    (those of Muon) lift small singular values fast and let large ones swing between 0.7 and 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
+    x = x / jnp.maximum(norm, jnp.finfo(x.dtype).tiny)
+    for _ in range(rounds):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x

@@ -1,0 +1,323 @@
+"""Where a gradient enters its subspace and where the update leaves it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fira_jax import basis as bases
+from fira_jax.low_rank import LowRank
+from fira_jax.matrix_view import MatrixView
+from fira_jax.norms import column_energy
+from fira_jax.plan import Leaf, warn_if_nothing_is_projected
+from fira_jax.refresh import Rule
+from fira_jax.refresh.replace import refresh
+from fira_jax.refresh.schedules import due as bases_due
+from fira_jax.refresh.schedules import resolve as resolve_rule
+from fira_jax.sharding.explicit import on_any_mesh
+from fira_jax.subspace import Subspace
+from fira_jax.transforms.residual import residual
+from fira_jax.trees import (
+    Params,
+    finite_entries,
+    is_leaf,
+    map_leaves,
+    require_same_leaves,
+    require_same_shape,
+    stateless,
+)
+
+
+class LowRankProjectState(NamedTuple):
+    """State of :func:`low_rank_project`.
+
+    Attributes:
+      count: steps taken, int32 scalar.
+      bases: what the basis stores for each projected parameter, an array or a pytree of them (for
+        SVD ``[*batch, a, r]``); ``optax.MaskedNode`` for the others.
+      memory: what the refresh rule remembers of each, likewise; ``()`` if it needs no memory.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # as Optax names it
+    bases: Any
+    memory: Any = ()
+
+
+@on_any_mesh
+def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
+    r"""Takes each matrix's gradient into its subspace, :math:`R = P^\top G`.
+
+    Projected gradients leave as :class:`fira_jax.Subspace` nodes, the others as arrays, so the
+    transformations that follow serve the whole model. Every ``update_proj_gap`` steps, starting
+    with the first, :math:`P` is found anew from the gradient of that step, or from the arrays of
+    the gradients' shapes that ``update`` is given as ``basis_from``.
+
+    A matrix whose gradient is not finite (or so large that its square is not) counts as having
+    a zero gradient at that step; in a parameter that is not projected each such entry does. Its
+    basis, moments and limiter stay finite and later steps are unaffected. Before the first
+    usable gradient the basis consists of coordinate directions.
+
+    Args:
+      low_rank: what "low rank" means for this model.
+
+    Returns:
+      A gradient transformation; follow it with :func:`fira_jax.project_back`.
+
+    Raises:
+      ValueError: at ``init``, naming the parameter, if the dimension numbers do not fit it or it is
+        not real floating point; or if the refresh rule remembers bases and this kind stores none.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> project = fira_jax.low_rank_project(fira_jax.LowRank(rank=2))
+      >>> params = {"w": jnp.ones((8, 16)), "b": jnp.ones(16)}
+      >>> grads, _ = project.update(params, project.init(params))
+      >>> grads["w"].raw.shape, grads["b"].shape
+      ((2, 16), (16,))
+
+    References:
+      Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024, algorithm 1. As in the
+      released code the first basis comes from the first gradient. Unlike it, basis vectors have
+      canonical signs, so that trajectories do not depend on the linear-algebra library.
+    """
+    basis = bases.resolve(low_rank.basis)
+    rule = resolve_rule(low_rank.refresh)
+    gap = low_rank.update_proj_gap
+
+    def init(params: Params) -> LowRankProjectState:
+        warn_if_nothing_is_projected(low_rank.leaves(params))
+
+        def stored(view: MatrixView, dtype: Any) -> Any:
+            one = basis.init(view.compressed_size, view.rank, low_rank.basis_dtype or dtype)
+            if one is None and isinstance(rule, Rule):
+                raise ValueError(f"refresh={rule!r} needs a basis that is stored, got {basis!r}")
+            return jax.tree.map(lambda x: jnp.tile(x, (*view.batch_shape, *(1,) * x.ndim)), one)
+
+        bases_now = low_rank.for_each_matrix(params, stored)
+        memory = low_rank.for_each_matrix(params, rule.init) if isinstance(rule, Rule) else ()
+        return LowRankProjectState(jnp.zeros([], jnp.int32), bases_now, memory)
+
+    def update(
+        updates: optax.Updates,
+        state: LowRankProjectState,
+        params: Params | None = None,
+        *,
+        basis_from: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, LowRankProjectState]:
+        del params, extra_args
+        plan = low_rank.leaves(updates)
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
+        shapes = functools.partial(_stored, basis)  # type: ignore[arg-type]  # hashable
+        stored, put_back = _by_parameter(state.bases, plan, shapes)
+        views = {i: leaf.view for i, leaf in enumerate(plan) if leaf and leaf.view}
+        matrices = {i: view.to_matrix(leaves[i]) for i, view in views.items()}
+        sources = matrices
+        if basis_from is not None:
+            arrays = jax.tree.leaves(basis_from, is_leaf=is_leaf)
+            require_same_leaves(leaves, arrays)
+            sources = {i: view.to_matrix(arrays[i]) for i, view in views.items()}
+        memory: list[Any] = []
+        keep: Callable[[list[Any]], Any] = lambda _: ()  # noqa: E731
+        if isinstance(rule, Rule):
+            shapes = functools.partial(_remembered, rule)  # type: ignore[arg-type]  # hashable
+            memory, keep = _by_parameter(state.memory, plan, shapes)
+        due = bases_due(
+            rule, state.count, gap, list(views.values()), [memory[i] for i in views if memory]
+        )
+
+        key = jax.random.fold_in(jax.random.key(low_rank.seed), state.count // gap)
+        bases_now, refreshed = refresh(
+            basis,
+            list(views.values()),
+            list(sources.values()),
+            [stored[i] for i in views],
+            due,
+            key,
+        )
+
+        leaves = [x if isinstance(x, optax.MaskedNode) else finite_entries(x) for x in leaves]
+        for (i, view), new, is_due in zip(views.items(), bases_now, due, strict=True):
+            node, old = _node(low_rank, view, matrices[i], stored[i], new, refreshed, key)
+            observe = getattr(basis, "observe", lambda stored, _: stored)
+            leaves[i], stored[i] = node, observe(new, node.raw)
+            if isinstance(rule, Rule):
+                memory[i] = _learn(rule, memory[i], node, old, is_due, gap)
+        state = LowRankProjectState(
+            optax.safe_increment(state.count), put_back(stored), keep(memory)
+        )
+        return jax.tree.unflatten(treedef, leaves), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@on_any_mesh
+def project_back() -> optax.GradientTransformationExtraArgs:
+    r"""Turns each node into the full-size update it stands for.
+
+    .. math::
+
+        U = c \left( P (\alpha N - \kappa\, s \circ R) + s \circ G \right)
+
+    One product, whatever the method: the residual is expanded instead of formed (unless a method
+    does something to its entries, which takes a second product). The only place where an array of
+    the weight's size is made. Plain arrays pass unchanged.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp, optax
+      >>> tx = optax.chain(
+      ...     fira_jax.low_rank_project(fira_jax.LowRank(rank=1, scale=1.0)),
+      ...     fira_jax.project_back(),
+      ... )
+      >>> grads = {"w": jnp.outer(jnp.arange(4.0), jnp.arange(8.0))}
+      >>> updates, _ = tx.update(grads, tx.init(grads))
+      >>> bool(jnp.allclose(updates["w"], grads["w"], atol=1e-4))  # the gradient has rank 1
+      True
+    """
+
+    def lift(node: Any) -> Any:
+        if not isinstance(node, Subspace):
+            return node
+        parts, inside = [], []
+        if node.core is not None:
+            inside.append(node.step_scale * node.scale * node.core)
+        if node.residual_scale is not None:
+            s = node.step_scale * node.residual_scale
+            if node.residual_map is not None:
+                parts.append(node.view.canonical(s) * node.residual_map(residual(node)))
+            else:
+                if node.residual_leak is not None:
+                    inside.append(-node.residual_leak * s * node.raw)
+                if s.shape[-2] > 1:
+                    s = node.basis.spread(s)
+                # Written in the weight's own orientation: a transposed result would be copied.
+                parts.append(jnp.where(node.usable, node.view.canonical(s) * node.matrix, 0))
+        if inside:
+            parts.append(node.view.lift(node.basis, functools.reduce(jnp.add, inside)))
+        return node.view.from_matrix(functools.reduce(jnp.add, parts).astype(node.matrix.dtype))
+
+    return stateless(lambda updates: map_leaves(lift, updates))
+
+
+def _by_parameter(
+    tree: Any, plan: Sequence[Leaf | None], expect: Callable[[MatrixView | None], Any]
+) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """Takes a tree of the state apart into the part of each parameter, an array or a pytree.
+
+    Args:
+      tree: a tree like the parameters, with such a part, or a masked place, for each.
+      plan: what will happen to each parameter.
+      expect: the shapes of the part of a parameter that is read in this way.
+
+    Returns:
+      The parts, and a function that makes such a tree of them.
+
+    Raises:
+      ValueError: the arrays are not those that these parameters need.
+    """
+    arrays, whole = jax.tree.flatten(tree, is_leaf=is_leaf)
+    expected = [
+        jax.tree.flatten(expect(leaf.view if leaf else None), is_leaf=is_leaf) for leaf in plan
+    ]
+    require_same_leaves([x for parts, _ in expected for x in parts], arrays)
+    remaining, found = iter(arrays), []
+    for leaf, (parts, treedef) in zip(plan, expected, strict=True):
+        ours = list(itertools.islice(remaining, len(parts)))
+        for part, x in zip(parts if leaf else (), ours, strict=False):
+            name = f"the update of parameter '{leaf.path}' with shape {leaf.shape}"  # type: ignore[union-attr]
+            require_same_shape(name, *(getattr(y, "shape", None) for y in (part, x)))
+        found.append(jax.tree.unflatten(treedef, ours))
+    return found, lambda parts: jax.tree.unflatten(whole, jax.tree.leaves(parts, is_leaf=is_leaf))
+
+
+@functools.cache
+def _stored(basis: bases.Basis, view: MatrixView | None) -> Any:
+    """The shapes of what is stored for one parameter; masked if nothing is."""
+    if view is None:
+        return optax.MaskedNode()
+    one = jax.eval_shape(lambda: basis.init(view.compressed_size, view.rank, jnp.float32))
+    if one is None:
+        return optax.MaskedNode()
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*view.batch_shape, *x.shape), x.dtype), one)
+
+
+@functools.cache
+def _remembered(rule: Rule, view: MatrixView | None) -> Any:
+    """The shapes of what a rule remembers of one parameter; masked if it is not projected."""
+    if view is None:
+        return optax.MaskedNode()
+    return jax.eval_shape(lambda: rule.init(view, jnp.float32))
+
+
+def _learn(rule: Rule, memory: Any, node: Subspace, old: Any, due: jax.Array, gap: int) -> Any:
+    """What the rule remembers after this step; where the gradient is not usable, what it did."""
+    usable = node.usable[..., 0, 0] & jnp.any(node.raw_energy > 0, axis=(-2, -1))
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        where = usable.reshape(*usable.shape, *(1,) * (old.ndim - usable.ndim))
+        return jnp.where(where, new.astype(old.dtype), old)
+
+    return jax.tree.map(choose, rule.update(memory, node, old, due, gap), memory)
+
+
+def _node(
+    low_rank: LowRank,
+    view: MatrixView,
+    matrix: jax.Array,
+    old: Any,
+    new: Any,
+    refreshed: jax.Array,
+    key: jax.Array,
+) -> tuple[Subspace, Any]:
+    """The gradient of one parameter as it enters the subspace, and the basis before."""
+    kind = bases.resolve(low_rank.basis)
+    dtype = low_rank.basis_dtype or matrix.dtype
+
+    def vectors(stored: Any) -> Any:
+        stored = None if isinstance(stored, optax.MaskedNode) else stored
+        return kind.vectors(stored, view.compressed_size, view.rank, dtype, key)
+
+    basis, before = vectors(new), vectors(old)
+    raw = view.project(basis, matrix)
+    # Every entry of a column of G reaches every entry of that column of R, so the small array
+    # tells whether the large one is finite (but directions may pick only some entries). The guard
+    # itself is left to those who read the large one: a guarded copy would be a full-size temporary.
+    energy = column_energy(raw)
+    whole = energy if isinstance(basis, jax.Array) else view.column_energy(matrix)
+    usable = jnp.isfinite(jnp.sum(whole, axis=-1, keepdims=True))
+    raw = jnp.where(usable, raw, 0)
+    rotation = None
+    if low_rank.moments == "carry" and hasattr(kind, "turn"):
+        rotation = kind.turn(new, old).astype(raw.dtype)
+    elif low_rank.moments == "carry":
+        rotation = jnp.einsum("...ar,...aq->...rq", basis, before, preferred_element_type=raw.dtype)
+    node = Subspace(
+        matrix=matrix,
+        usable=usable,
+        basis=basis,
+        raw=raw,
+        raw_energy=jnp.where(usable, energy, 0),
+        core=raw,
+        denominator=None,
+        scale=jnp.asarray(low_rank.scale, raw.dtype),
+        step_scale=jnp.ones([], raw.dtype),
+        residual_scale=None,
+        residual_leak=None,
+        rotation=rotation,
+        refreshed=None if rotation is None else refreshed,
+        view=view,
+        # Directions are not rounded to the matrix's dtype before they are applied.
+        orthonormal=kind.orthonormal
+        and (
+            not isinstance(basis, jax.Array)
+            or min(jnp.finfo(x.dtype).bits for x in (basis, matrix)) >= 32
+        ),
+        residual_map=None,
+    )
+    return node, before

@@ -1,0 +1,83 @@
+"""One scale for each row and one for each column of a matrix."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fira_jax.norms import frobenius_norm
+from fira_jax.transforms.limiter import limit_growth
+from fira_jax.trees import Params, map_leaves
+
+
+class RacsState(NamedTuple):
+    """State of the scaling in :func:`racs`.
+
+    Attributes:
+      inputs: :math:`s`, ``[*batch, m, 1]``.
+      outputs: :math:`q`, ``[*batch, 1, n]``.
+      previous: norm of the last update that was not zero, ``[*batch]``.
+    """
+
+    inputs: Any
+    outputs: Any
+    previous: Any
+
+
+def scale_rows_and_columns(
+    decay: jax.typing.ArrayLike, rounds: jax.typing.ArrayLike, gamma: jax.typing.ArrayLike | None
+) -> optax.GradientTransformationExtraArgs:
+    """Of each matrix ``[*batch, m, n]``."""
+
+    def init(params: Params) -> RacsState:
+        def zeros(*shape: Any) -> Any:
+            def one(x: Any) -> jax.Array:
+                *batch, m, n = x.shape
+                sizes = {"m": m, "n": n, 1: 1}
+                wide = jnp.promote_types(x.dtype, jnp.float32)
+                return jnp.zeros((*batch, *(sizes[i] for i in shape)), wide)
+
+            return map_leaves(one, params)
+
+        return RacsState(zeros("m", 1), zeros(1, "n"), zeros())
+
+    def update(
+        updates: optax.Updates, state: RacsState, params: Params | None = None, **_: Any
+    ) -> tuple[optax.Updates, RacsState]:
+        del params
+
+        def step(grad: Any, inputs: Any, outputs: Any, previous: Any) -> tuple[Any, ...]:
+            wide = grad.astype(inputs.dtype)
+            largest = jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True)
+            # Scaled, or the fourth powers in the rounds leave the range of float32.
+            squares = jnp.square(_divide(wide, largest))
+
+            def fit(_: Any, factors: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+                _, q = factors
+                s = _divide(squares @ q.mT, jnp.sum(jnp.square(q), axis=-1, keepdims=True))
+                return s, _divide(s.mT @ squares, jnp.sum(jnp.square(s), axis=-2, keepdims=True))
+
+            ones = jnp.ones_like(inputs), jnp.ones_like(outputs)
+            s, q = jax.lax.fori_loop(0, rounds, fit, ones)
+            s = s * jnp.square(largest)
+            known = largest > 0  # a zero gradient says nothing about sizes
+            inputs = jnp.where(known, decay * inputs + (1 - decay) * s, inputs)
+            outputs = jnp.where(known, decay * outputs + (1 - decay) * q, outputs)
+            scaled = _divide(_divide(wide, jnp.sqrt(inputs)), jnp.sqrt(outputs))
+            if gamma is not None:
+                shrink, previous = limit_growth(frobenius_norm(scaled), previous, gamma, 1e-8)
+                scaled = shrink[..., None, None] * scaled
+            return scaled.astype(grad.dtype), inputs, outputs, previous
+
+        updates, *kept = map_leaves(step, updates, *state)
+        return updates, RacsState(*kept)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x / y``, zero where ``y`` is."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
