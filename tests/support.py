@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -70,6 +72,24 @@ def history(tx: Any, grads: Any, params: Any) -> tuple[Any, Any]:
     return scan(tx.init(params), grads)
 
 
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """What XLA compiles meanwhile, one entry a program."""
+    events: list[str] = []
+    listening = True
+
+    def note(event: str, seconds: float, **_: Any) -> None:
+        if listening and event.endswith("backend_compile_duration"):
+            events.append(event)
+
+    # JAX has no public way to take one listener away again.
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield events
+    finally:
+        listening = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """Coordinate directions, never stored: at full rank the subspace is the whole space."""
@@ -92,6 +112,14 @@ class Kept(fira_jax.basis.Svd):
 
     def find(self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array) -> jax.Array:
         return stored
+
+
+@dataclasses.dataclass(frozen=True)
+class LeadingColumns(fira_jax.basis.Svd):
+    """A stored basis that is told: the gradient's first columns, as they are."""
+
+    def find(self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array) -> jax.Array:
+        return grad[:, :rank]
 
 
 @dataclasses.dataclass(frozen=True)

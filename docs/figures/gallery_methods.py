@@ -1,4 +1,4 @@
-"""The methods of the gallery. A new one joins by one entry; tests/test_gallery.py checks it."""
+"""The methods of the gallery; a new one joins by an entry, see tests/project/test_gallery.py."""
 
 import dataclasses
 from collections.abc import Callable

@@ -20,4 +20,4 @@ class Mutant(NamedTuple):
     file: str
     old: str
     new: str
-    tests: tuple[str, ...] = ("test_reference.py",)
+    tests: tuple[str, ...] = ("methods/test_reference.py",)

@@ -10,7 +10,7 @@ from mutants import MUTANTS
 import fira_jax
 
 SOURCE = Path(fira_jax.__file__).parent
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.why)

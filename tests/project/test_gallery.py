@@ -12,7 +12,7 @@ import pytest
 import fira_jax
 from experiments.training.optimizers import OPTIMIZERS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def load(name):

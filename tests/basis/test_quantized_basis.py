@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import Kept, normal, run
+from support import Kept, LeadingColumns, normal, run
 
 import fira_jax
 from fira_jax.basis import Quantized
@@ -71,14 +71,18 @@ def test_a_group_of_one_sign_keeps_its_values():
 )
 def test_what_a_basis_takes_and_stands_for(a, rank, bits, group):
     vectors = np.linalg.qr(normal(1, a, rank))[0].astype(np.float32)
-    basis = Quantized(Kept(), bits, group)
+    basis, given = (Quantized(inner, bits, group) for inner in (Kept(), LeadingColumns()))
 
     @jax.jit
     def there_and_back(vectors):
         """The basis at the start and ``vectors``, each as stored and as read."""
         key = jax.random.key(0)
         start = basis.init(a, rank, jnp.float32)
-        stored = [start, basis.find(jnp.zeros((a, a)), start, rank, key), basis._encode(vectors)]
+        stored = [
+            start,
+            basis.find(jnp.zeros((a, a)), start, rank, key),
+            given.find(vectors, start, rank, key),
+        ]
         return stored, [basis.vectors(x, a, rank, jnp.float32, key) for x in stored]
 
     stored, (start, kept, found) = there_and_back(vectors)

@@ -1,9 +1,9 @@
 """Mutation check: breaks the library on purpose, one piece at a time; the suite must notice.
 
-    python tests/mutation.py            # all, about an hour on two cores
-    python tests/mutation.py limiter    # those whose description or file has the word
+    python tests/campaigns/mutation.py            # all, about an hour on two cores
+    python tests/campaigns/mutation.py limiter    # those whose description or file has the word
 
-Each mutant of tests/mutants.py is applied to a scratch copy of the library that hides the
+Each mutant of tests/campaigns/mutants.py is applied to a scratch copy of the library that hides the
 installed one. A mutant no test notices has survived. Writes docs/results/mutation.json after every
 mutant; started again, it runs those whose file or tests have changed since.
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 from mutants import MUTANTS, Mutant
 
-TESTS = Path(__file__).parent.resolve()
+TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 RESULTS = ROOT / "docs" / "results" / "mutation.json"
 PACKAGE = "fira_jax"

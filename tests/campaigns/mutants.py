@@ -1,7 +1,7 @@
 """Ways to break the library, each of which the suite must notice.
 
-``tests/mutation.py`` applies them one by one. ``old`` occurs exactly once in the file, which
-``tests/test_mutants_apply.py`` checks.
+``mutation.py`` applies them one by one. ``old`` occurs exactly once in the file, which
+``test_mutants_apply.py`` checks.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from mutant import Mutant
 from mutants_of_the_family import MUTANTS_OF_THE_FAMILY
 
-REFERENCE = "test_reference.py"
-BASIS = "test_basis.py"
-ERRORS = "test_errors.py"
-HOSTILE = "test_hostile.py"
-LIMITER = "test_residual_and_limiter.py"
-MOMENTS = "test_moments.py"
-PROPERTIES = "test_properties.py"
-REFRESH = "test_refresh.py"
+REFERENCE = "methods/test_reference.py"
+BASIS = "basis/test_basis.py"
+ERRORS = "contracts/test_errors.py"
+HOSTILE = "campaigns/test_hostile.py"
+LIMITER = "transforms/test_residual_and_limiter.py"
+MOMENTS = "transforms/test_moments.py"
+PROPERTIES = "contracts/test_properties.py"
+REFRESH = "refresh/test_refresh.py"
 
 
 MUTANTS = [
@@ -562,77 +562,77 @@ MUTANTS = [
         "refresh/lazy.py",
         "jnp.abs(jnp.sum(before * after, axis=-1))",
         "jnp.sum(before * after, axis=-1)",
-        ("test_rules.py",),
+        ("refresh/test_rules.py",),
     ),
     Mutant(
         "gap doubled before the queue is full",
         "refresh/lazy.py",
         "self.queue), -self.queue,",
         "self.queue), 1,",
-        ("test_rules.py",),
+        ("refresh/test_rules.py",),
     ),
     Mutant(
         "displacement for each check instead of each step",
         "refresh/displacement.py",
         "axis=(-2, -1)) / age",
         "axis=(-2, -1)) / gap",
-        ("test_rules.py",),
+        ("refresh/test_rules.py",),
     ),
     Mutant(
         "norm compared without its average",
         "refresh/norm_decay.py",
         "average <= self.threshold",
         "norm <= self.threshold",
-        ("test_rules.py",),
+        ("refresh/test_rules.py",),
     ),
     Mutant(
         "a gradient that is not usable teaches the rule",
         "transforms/project.py",
         "return jnp.where(where, new.astype(old.dtype), old)",
         "return new.astype(old.dtype)",
-        ("test_rules.py",),
+        ("refresh/test_rules.py",),
     ),
     Mutant(
         "variance carried without the mean",
         "transforms/adam.py",
         "jnp.abs(variance + jnp.square(turn @ mean))",
         "jnp.abs(variance)",
-        ("test_subspace_methods.py",),
+        ("methods/test_subspace_methods.py",),
     ),
     Mutant(
         "share of the energy of what was found",
         "basis/adaptive.py",
         "self.energy * jnp.sum(jnp.square(grad))",
         "self.energy * jnp.sum(energies)",
-        ("test_subspace_methods.py",),
+        ("methods/test_subspace_methods.py",),
     ),
     Mutant(
         "geodesic towards the error",
         "basis/tracked.py",
         "- u * jnp.sin(angle)",
         "+ u * jnp.sin(angle)",
-        ("test_subspace_methods.py",),
+        ("methods/test_subspace_methods.py",),
     ),
     Mutant(
         "power iteration forgets directions",
         "basis/tracked.py",
         "cholesky_qr(span + jnp.sqrt(jnp.finfo(span.dtype).eps) * basis)",
         "cholesky_qr(span)",
-        ("test_subspace_methods.py",),
+        ("methods/test_subspace_methods.py",),
     ),
     Mutant(
         "momentum's error fed back unscaled",
         "transforms/momentum_feedback.py",
         "wholes[i] + gain * momenta[i]",
         "wholes[i] + momenta[i]",
-        ("test_subspace_methods.py",),
+        ("methods/test_subspace_methods.py",),
     ),
     Mutant(
         "rank of a parameter ignored",
         "plan.py",
         "rank = rank[name]",
         "rank = max(rank.values())",
-        ("test_subspace_methods.py",),
+        ("methods/test_subspace_methods.py",),
     ),
 ]
 

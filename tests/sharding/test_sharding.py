@@ -16,7 +16,7 @@ import fira_jax
 from benchmarks import eight_devices
 from experiments.training.optimizers import OPTIMIZERS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAGS = (
     "--xla_force_host_platform_device_count=8 "
     "--xla_cpu_enable_concurrency_optimized_scheduler=false"

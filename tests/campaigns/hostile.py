@@ -1,6 +1,6 @@
 """Hostile campaign: thousands of odd trees, bad gradients and mistakes; each works or is refused.
 
-    python tests/hostile.py --cases 20000
+    python tests/campaigns/hostile.py --cases 20000
 
 The cases run in a process of their own, which is replaced when one of them crashes it or takes too
 long. Counts by outcome go to docs/results/hostile.json. About half an hour on two quiet cores.
@@ -28,7 +28,7 @@ from hostile_cases import RECOVERY, STEPS, Structure, history, mistake, structur
 
 import fira_jax
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "hostile.json"
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "hostile.json"
 MISTAKES = 0.3  # share of the cases
 GOOD = ("works", "refused")
 
@@ -217,7 +217,9 @@ def main() -> None:
     results = campaign(args.cases, args.per_structure, args.seed, report=show)
     sys.stderr.write("\n")
     results["seconds"] = round(time.monotonic() - start)
-    results["command"] = f"python tests/hostile.py --cases {args.cases} --seed {args.seed}"
+    results["command"] = (
+        f"python tests/campaigns/hostile.py --cases {args.cases} --seed {args.seed}"
+    )
     args.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.output.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=1) + "\n")

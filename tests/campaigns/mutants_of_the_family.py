@@ -6,28 +6,28 @@ from mutant import Mutant
 
 # By file and by the test that must fail: what is broken, text in the source, what replaces it.
 CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
-    ("basis/haar.py", "test_directions.py"): [
+    ("basis/haar.py", "basis/test_directions.py"): [
         (
             "directions of blocks not of unit length",
             "1 / np.sqrt(np.maximum(self._lengths, 1))",
             "1 / np.maximum(self._lengths, 1)",
         ),
     ],
-    ("basis/columns.py", "test_directions.py"): [
+    ("basis/columns.py", "basis/test_directions.py"): [
         (
             "rows that were not chosen take those of the first that was",
             "jnp.where(found.any(-1), jnp.argmax(found, -1), indices.shape[-1])",
             "jnp.argmax(found, -1)",
         ),
     ],
-    ("basis/columns.py", "test_dct_methods.py"): [
+    ("basis/columns.py", "methods/test_dct_methods.py"): [
         (
             "indices matched from the new basis to the old",
             "new[..., :, None] == old[..., None, :]",
             "old[..., :, None] == new[..., None, :]",
         ),
     ],
-    ("basis/randk.py", "test_directions.py"): [
+    ("basis/randk.py", "basis/test_directions.py"): [
         (
             "the same random entries in every column",
             "return (words % self.size).astype(jnp.int32)",
@@ -39,7 +39,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "jnp.arange(self.size)[:, None] + self._turns",
         ),
     ],
-    ("basis/switching.py", "test_alice.py"): [
+    ("basis/switching.py", "methods/test_alice.py"): [
         ("covariance that forgets nothing", "self.decay * covariance + (1", "covariance + (1"),
         ("tracked directions without the past", "return self.decay * tracked + new", "return new"),
         (
@@ -48,7 +48,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "cholesky_qr(drawn)",
         ),
     ],
-    ("basis/adaptive.py", "test_subspace_methods.py"): [
+    ("basis/adaptive.py", "methods/test_subspace_methods.py"): [
         (
             "one vector too few for the share of energy",
             "jnp.cumsum(energies) - energies",
@@ -56,7 +56,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("no smallest number of vectors", "jnp.arange(rank) < self.smallest", "False"),
     ],
-    ("basis/tracked.py", "test_subspace_methods.py"): [
+    ("basis/tracked.py", "methods/test_subspace_methods.py"): [
         ("basis found anew instead of moved", "jnp.any(stored != 0),", "False,"),
         (
             "geodesic along the weakest direction of the error",
@@ -64,14 +64,14 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "v = right[:, :1]",
         ),
     ],
-    ("basis/quantized.py", "test_quantized_basis.py"): [
+    ("basis/quantized.py", "basis/test_quantized_basis.py"): [
         (
             "codes of every refresh thrown away",
             "return self._encode(self.inner.find(grad, old.astype(grad.dtype), rank, key))",
             "return stored",
         ),
     ],
-    ("codes.py", "test_quantize.py"): [
+    ("codes.py", "precision/test_quantize.py"): [
         (
             "second moments above zero get the code of zero",
             "code = jnp.where(signed, code, jnp.maximum(code, share > 0))",
@@ -83,7 +83,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "place - below",
         ),
     ],
-    ("codes.py", "test_quantized_basis.py"): [
+    ("codes.py", "basis/test_quantized_basis.py"): [
         ("range of a block without zero", "keepdims=True, initial=0.0)", "keepdims=True)"),
         (
             "the halves of a byte exchanged",
@@ -91,7 +91,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "jnp.concatenate([codes >> 4, codes & 15], axis=-1)",
         ),
     ],
-    ("codes.py", "test_quantized_weights.py"): [
+    ("codes.py", "precision/test_quantized_weights.py"): [
         (
             "levels that follow the range, so that weights at rest drift",
             "jnp.ldexp(jnp.ceil(8 * part) / 8, power)",
@@ -103,7 +103,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "_unless_zero((high - low) / (top + 1))",
         ),
     ],
-    ("precision/quantized_state.py", "test_quantize.py"): [
+    ("precision/quantized_state.py", "precision/test_quantize.py"): [
         (
             "the same rounding at every step",
             "encode(after, optax.safe_increment(state.count))",
@@ -111,7 +111,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("small arrays in codes, too", "x.size < min_size or", "x.size < 2 or"),
     ],
-    ("precision/quantized_weights.py", "test_quantized_weights.py"): [
+    ("precision/quantized_weights.py", "precision/test_quantized_weights.py"): [
         (
             "weights rounded alike at every step",
             "random_bits(seed, step, name, x.codes.shape",
@@ -119,7 +119,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("seed of the weights' rounding ignored", "random_bits(seed, step", "random_bits(0, step"),
     ],
-    ("precision/stochastic_rounding.py", "test_rounding.py"): [
+    ("precision/stochastic_rounding.py", "precision/test_rounding.py"): [
         ("bfloat16 rounded towards zero too often", "(bits >> 16)", "(bits >> 17)"),
         (
             "bfloat16 rounded alike at every step",
@@ -128,15 +128,15 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("rounded once more after the random carry", "words & jnp.uint32(0xFFFF0000)", "words"),
     ],
-    ("random_bits.py", "test_rounding.py"): [
+    ("random_bits.py", "precision/test_rounding.py"): [
         ("all weights rounded alike", "zlib.crc32(name.encode())", "zlib.crc32(b'')"),
         ("rows of random numbers alike", "(row * jnp.uint32(0x9E3779B1) ^ word)", "word"),
     ],
-    ("transforms/error_feedback.py", "test_dct_methods.py"): [
+    ("transforms/error_feedback.py", "methods/test_dct_methods.py"): [
         ("error feedback without momentum", "(1 - momentum) * node.raw", "node.raw"),
         ("unusable gradient becomes the error", "jnp.where(usable, missed, error)", "missed"),
     ],
-    ("transforms/momentum_feedback.py", "test_subspace_methods.py"): [
+    ("transforms/momentum_feedback.py", "methods/test_subspace_methods.py"): [
         (
             "basis from a momentum that is not corrected",
             "jnp.asarray(rho / correction, whole.dtype)",
@@ -148,7 +148,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "lost.astype(before.dtype)",
         ),
     ],
-    ("transforms/factored.py", "test_vlorp.py"): [
+    ("transforms/factored.py", "methods/test_vlorp.py"): [
         ("energy of columns as if the basis were orthonormal", "((basis.mT @ basis) @ raw)", "raw"),
         (
             "first moment corrected as if it had never started anew",
@@ -157,7 +157,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("second moment of the coordinates", "weight = jnp.square(node.scale)", "weight = 1"),
     ],
-    ("transforms/weight_norm.py", "test_gradnormlorp.py"): [
+    ("transforms/weight_norm.py", "methods/test_gradnormlorp.py"): [
         (
             "direction moves along the weight",
             "(g - along * unit).astype(grad.dtype)",
@@ -174,7 +174,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "jnp.square(x), axis=-1, keepdims",
         ),
     ],
-    ("transforms/normalize.py", "test_stateless.py"): [
+    ("transforms/normalize.py", "methods/test_stateless.py"): [
         (
             "root of the sum of squares for that of their mean",
             "jnp.mean(jnp.square(x)",
@@ -192,10 +192,10 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "x * norm",
         ),
     ],
-    ("transforms/matrices.py", "test_stateless.py"): [
+    ("transforms/matrices.py", "methods/test_stateless.py"): [
         ("unusable matrix let in", "jnp.where(finite, matrix, 0)", "matrix"),
     ],
-    ("transforms/equalize.py", "test_alice.py"): [
+    ("transforms/equalize.py", "methods/test_alice.py"): [
         ("size of the residual without its dimension", "view.compressed_size - view.rank", "1"),
         (
             "residual's size at this step only",
@@ -203,7 +203,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "energy = new",
         ),
     ],
-    ("transforms/residual.py", "test_frugal.py"): [
+    ("transforms/residual.py", "methods/test_frugal.py"): [
         (
             "sign of the whole gradient",
             "residual_leak=jnp.ones_like(node.scale),\n            residual_map=",
@@ -217,10 +217,10 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "scale * norm_ratio",
         ),
     ],
-    ("transforms/residual.py", "test_gwt.py"): [
+    ("transforms/residual.py", "methods/test_gwt.py"): [
         ("details without the denominator", "node.scale / node.denominator", "node.scale"),
     ],
-    ("transforms/norm_test.py", "test_norm_test.py"): [
+    ("transforms/norm_test.py", "transforms/test_norm_test.py"): [
         ("batches shrink", "jnp.maximum(state.batch_size, larger)", "larger"),
         ("norm test with η for its square", "jnp.square(eta)", "jnp.abs(eta)"),
         (
@@ -229,7 +229,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "examples_each / count",
         ),
     ],
-    ("transforms/lora_gradients.py", "test_lora_pro.py"): [
+    ("transforms/lora_gradients.py", "methods/test_lora_pro.py"): [
         (
             "Sylvester equation left out",
             "adjusted = to_a + a @ x, to_b - x @ b",
@@ -251,7 +251,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "g for g",
         ),
     ],
-    ("ranks.py", "test_subspace_methods.py"): [
+    ("ranks.py", "methods/test_subspace_methods.py"): [
         (
             "last vectors kept when the rank shrinks",
             "x[tuple(slice(size) for size in target)]",
@@ -259,7 +259,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("smallest rank of a stack", "used = jnp.max(", "used = jnp.min("),
     ],
-    ("layer_by_layer/cross_entropy.py", "test_cross_entropy.py"): [
+    ("layer_by_layer/cross_entropy.py", "layer_by_layer/test_cross_entropy.py"): [
         (
             "columns of the last slice counted twice",
             "jnp.where(fresh, jnp.exp(logits - new), 0)",
@@ -272,7 +272,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "d_logits.astype(x.dtype)",
         ),
     ],
-    ("layer_by_layer/step.py", "test_layerwise.py"): [
+    ("layer_by_layer/step.py", "layer_by_layer/test_layerwise.py"): [
         (
             "small gradients lengthened to the norm for clipping",
             "jnp.where(norm > clip_norm, clip_norm / norm, 1)",
@@ -290,24 +290,24 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "(dx, energy, stacked)",
         ),
     ],
-    ("sharding/split.py", "test_sharding.py"): [
+    ("sharding/split.py", "sharding/test_sharding.py"): [
         ("rank split", "inside = [(), b + a]", "inside = [b + a, ()]"),
         ("basis whole where devices could share it", "inside = [a + b, ()]", "inside = [a, ()]"),
     ],
-    ("sharding/state.py", "test_sharding.py"): [
+    ("sharding/state.py", "sharding/test_sharding.py"): [
         (
             "state of parameters that are not projected on every device",
             "[()] * extra + axes if same else [()] * len(shape)",
             "[()] * len(shape)",
         ),
     ],
-    ("transforms/adagrad_norm.py", "test_norm_test.py"): [
+    ("transforms/adagrad_norm.py", "transforms/test_norm_test.py"): [
         ("unusable gradient in AdaGrad's sum", "jnp.where(usable, norm, 0)", "norm"),
     ],
-    ("methods/adarankgrad.py", "test_subspace_methods.py"): [
+    ("methods/adarankgrad.py", "methods/test_subspace_methods.py"): [
         ("AdaRankGrad's rule not passed on", "        refresh=refresh,\n", ""),
     ],
-    ("methods/alice.py", "test_alice.py"): [
+    ("methods/alice.py", "methods/test_alice.py"): [
         (
             "Alice's residual as large as the other part",
             "equalize_residual(low_rank, residual_scale, b1)",
@@ -321,36 +321,36 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             "replace_by_scaled_gradient(scale)",
         ),
     ],
-    ("methods/dct_adamw.py", "test_dct_methods.py"): [
+    ("methods/dct_adamw.py", "methods/test_dct_methods.py"): [
         ("moments not carried by DCT-AdamW", "        moments=moments,\n", ""),
     ],
-    ("methods/frugal.py", "test_frugal.py"): [
+    ("methods/frugal.py", "methods/test_frugal.py"): [
         ("size of the signs ignored", "plain_residual(rule, rule_scale)", "plain_residual(rule)"),
     ],
-    ("methods/galore2.py", "test_subspace_methods.py"): [
+    ("methods/galore2.py", "methods/test_subspace_methods.py"): [
         ("GaLore 2 with GaLore's sketch", "        basis=basis,\n", ""),
     ],
-    ("methods/gradnormlorp.py", "test_gradnormlorp.py"): [
+    ("methods/gradnormlorp.py", "methods/test_gradnormlorp.py"): [
         ("α twice", "scale=1.0,", "scale=low_rank.scale,"),
         ("the same side compressed twice", 'side="long",', 'side="short",'),
     ],
-    ("methods/gwt.py", "test_gwt.py"): [
+    ("methods/gwt.py", "methods/test_gwt.py"): [
         ("limiter on the details", ', watch="subspace")', ")"),
     ],
-    ("methods/ldadam.py", "test_subspace_methods.py"): [
+    ("methods/ldadam.py", "methods/test_subspace_methods.py"): [
         (
             "feedback that cannot be switched off",
             "            error_feedback=error_feedback,\n",
             "",
         ),
     ],
-    ("methods/lora_pro.py", "test_lora_pro.py"): [
+    ("methods/lora_pro.py", "methods/test_lora_pro.py"): [
         ("LoRA-Pro's moments exchanged", 'if moments == "full"', 'if moments != "full"'),
     ],
-    ("methods/lotus.py", "test_subspace_methods.py"): [
+    ("methods/lotus.py", "methods/test_subspace_methods.py"): [
         ("Lotus's rule not passed on", "        refresh=refresh,\n", ""),
     ],
-    ("transforms/m_fac.py", "test_m_fac.py"): [
+    ("transforms/m_fac.py", "methods/test_m_fac.py"): [
         (
             "unusable gradient remembered",
             "jnp.where(usable, g.astype(w.dtype), w[place])",
@@ -359,28 +359,28 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("damping not times the window", "rank * damping, place", "damping, place"),
         ("products with forgotten gradients", ".set(row).at[:, place].set(row)", ".set(row)"),
     ],
-    ("methods/q_galore.py", "test_quantized_basis.py"): [
+    ("methods/q_galore.py", "basis/test_quantized_basis.py"): [
         ("basis in full precision", "else bases.Quantized(basis)", "else basis"),
     ],
-    ("transforms/row_column_scale.py", "test_racs.py"): [
+    ("transforms/row_column_scale.py", "methods/test_racs.py"): [
         ("row sizes of a scaled matrix", "s = s * jnp.square(largest)", "s = s * 1"),
         ("a zero gradient counts as a size", "known = largest > 0", "known = largest >= 0"),
     ],
-    ("methods/scale_optimizer.py", "test_stateless.py"): [
+    ("methods/scale_optimizer.py", "methods/test_stateless.py"): [
         (
             "momentum of normalized gradients",
             'optax.chain(memory, multi_normalize(unit_rms("input")), optax.scale(scale))',
             'optax.chain(multi_normalize(unit_rms("input")), memory, optax.scale(scale))',
         ),
     ],
-    ("methods/sinkgd.py", "test_stateless.py"): [
+    ("methods/sinkgd.py", "methods/test_stateless.py"): [
         (
             "columns normalized last",
             'unit_rms("input"), unit_rms("output")',
             'unit_rms("output"), unit_rms("input")',
         ),
     ],
-    ("methods/subtrack.py", "test_subspace_methods.py"): [
+    ("methods/subtrack.py", "methods/test_subspace_methods.py"): [
         (
             "paper's form of SubTrack not passed on",
             "fira_residual_scale(form)",
@@ -388,13 +388,13 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("no recovery scaling", "        fira_residual_scale(form),\n", ""),
     ],
-    ("methods/swan.py", "test_stateless.py"): [
+    ("methods/swan.py", "methods/test_stateless.py"): [
         ("rows standardized for columns", 'standardize("input")', 'standardize("output")'),
     ],
-    ("transforms/newton_schulz.py", "test_dct_methods.py"): [
+    ("transforms/newton_schulz.py", "methods/test_dct_methods.py"): [
         ("shape factor upside down", "max(1.0, n / m)", "max(1.0, m / n)"),
     ],
-    ("methods/vlorp.py", "test_vlorp.py"): [
+    ("methods/vlorp.py", "methods/test_vlorp.py"): [
         ("number of pieces ignored", "pieces=1 if pieces is None else pieces", "pieces=1"),
     ],
 }
