@@ -96,7 +96,9 @@ def _reshard(x: jax.Array, mesh: AnyMesh, spec: PartitionSpec) -> jax.Array:
 
 def _sharding(x: Any) -> Any:
     """As the type has it, but on the devices themselves where they are known."""
-    known = getattr(x, "sharding", None)
+    # A tracer knows its type only. Asked for an attribute it lacks, it searches all of the program
+    # traced so far for what to say about itself: a time that grows with the square of the model.
+    known = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
     return known if isinstance(known, NamedSharding) else jax.typeof(x).sharding
 
 
