@@ -2,87 +2,118 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-core lint format types docs notebooks notebooks-check readme bench clean
+.PHONY: help demo test test-slow test-core test-oldest test-newest test-site lint format types docs \
+	notebooks notebooks-check readme bench lock dist clean
 
 PYTHON ?= python3
+NEWEST_PYTHON ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Empty files that stand for "installed", renewed when the list of dependencies changes.
-RUN := $(VENV)/.installed-run
-CORE := $(VENV)/.installed-core
-DEV := $(VENV)/.installed-dev
-$(RUN): EXTRAS := experiments
-$(CORE): EXTRAS := experiments,test
-$(DEV): EXTRAS := experiments,test,docs,peers
+# $(call with,GROUP) is an empty file that stands for "this dependency group of pyproject.toml is
+# installed"; it is renewed when the groups or the locked versions change.
+with = $(VENV)/.installed-$(1)
 
 # Most of the time goes into compiling, which uses one core: two processes, whole files to each, so
 # that what a file compiles or computes once it does not do twice. One LAPACK thread in each: several
 # wait for one another on a busy machine, see benchmarks/lapack_threads.py.
-PYTEST := JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 \
-	--dist loadfile --doctest-modules fira_jax experiments tests
+ON_CPU := JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1
+SPREAD := --numprocesses 2 --dist loadfile
+PYTEST := $(ON_CPU) $(BIN)/python -m pytest $(SPREAD) --doctest-modules \
+	fira_jax experiments tests
 
-# A fresh set-up takes minutes: show what is being fetched, and leave out the rest of pip's talk.
-define install
-@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-@echo "installing fira-jax[$(EXTRAS)] into $(VENV)"
-@set -o pipefail; \
-	PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable '.[$(EXTRAS)]' \
-	| awk '/^(Downloading|Installing|Successfully)/ { print substr($$0, 1, 100); fflush() }'
-endef
+# What the ends of the declared ranges have to pass: every public function, without `experiments`.
+ENDS := $(addprefix tests/,basis contracts cost layer_by_layer methods precision refresh \
+	transforms project/test_deprecation.py)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(RUN)  ## train a small LLaMA with AdamW, GaLore and Fira; print a table, draw the curves
+demo: $(call with,experiments)  ## train a small LLaMA with AdamW, GaLore and Fira; print a table, draw the curves
 	$(BIN)/python -m experiments.demo
 
-test: $(DEV)  ## every test and every documented example
+test: $(call with,test)  ## every test and every documented example
 	$(PYTEST) $(ARGS)
 
-test-slow: $(DEV)  ## what takes longest: every method through Optax's own tests, two processes ...
+test-slow: $(call with,test)  ## what takes longest: every method through Optax's own tests, two processes ...
 	$(PYTEST) -m slow $(ARGS)
 
-test-core: $(CORE)  ## the tests that need neither PyTorch nor the documentation tools
+test-core: $(call with,core)  ## the tests that need neither PyTorch nor the documentation tools
 	$(PYTEST) --ignore tests/peers $(ARGS)
 
-lint: $(DEV)  ## style and formatting
+test-oldest: $(VENV)-oldest/.installed  ## the library's tests with the oldest JAX, Optax and NumPy declared
+	$(ON_CPU) $(VENV)-oldest/bin/python -m pytest $(SPREAD) $(ENDS) $(ARGS)
+
+test-newest: $(VENV)-newest/.installed  ## the same with the newest, on the newest Python
+	$(ON_CPU) $(VENV)-newest/bin/python -m pytest $(SPREAD) $(ENDS) $(ARGS)
+
+test-site: docs $(call with,site)  ## open the built site in Chromium, as wide as a desk and as a phone
+	$(BIN)/python -m pytest tests/site $(ARGS)
+
+lint: $(call with,lint)  ## style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: $(DEV)  ## put the formatting right
+format: $(call with,lint)  ## put the formatting right
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-types: $(DEV)  ## type check
+types: $(call with,types)  ## type check
 	$(BIN)/mypy
 
-docs: $(DEV)  ## build the site into docs/_build/html; any warning is an error
+docs: $(call with,docs)  ## build the site into docs/_build/html; any warning is an error
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-notebooks: $(DEV)  ## execute the notebooks and keep their outputs
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --overwrite notebooks
+notebooks: $(call with,notebooks)  ## execute the notebooks and keep their outputs
+	$(ON_CPU) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --overwrite notebooks
 
-notebooks-check: $(DEV)  ## execute the notebooks, changing nothing
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+notebooks-check: $(call with,notebooks)  ## execute the notebooks, changing nothing
+	$(ON_CPU) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
 
-readme: $(DEV)  ## put the demo's newest table into the README
+readme: $(call with,experiments)  ## put the newest results into the README
 	$(BIN)/python docs/readme.py
 
-bench: $(DEV)  ## time the update step beside optax.contrib.galore and AdamW
+bench: $(call with,core)  ## time the update step beside optax.contrib.galore and AdamW
 	$(BIN)/python -m benchmarks.update_step
 
-clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build dist docs/_build docs/jupyter_execute .*_cache
+lock: $(call with,release)  ## write constraints.txt: the newest versions that fit pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-annotate \
+		--custom-compile-command 'make lock' --output-file constraints.txt \
+		$(addprefix --group ,test types lint docs site notebooks release)
 
-$(RUN): pyproject.toml
-	$(install)
-	@touch $@
+dist: $(call with,release)  ## build the wheel and the source archive, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
-$(CORE): pyproject.toml
-	$(install)
-	@touch $@ $(RUN)
+clean:  ## remove the environments and everything built
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist docs/_build docs/jupyter_execute .*_cache
 
-$(DEV): pyproject.toml
-	$(install)
-	@touch $@ $(CORE) $(RUN)
+# A fresh set-up takes minutes: show what is being fetched, and leave out the rest of pip's talk.
+# Dependency groups need pip 25.1.
+define venv
+@test -x $(1)/bin/python || { $(2) -m venv $(1) \
+	&& $(1)/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'; }
+endef
+define install
+@echo "installing fira_jax and what $(2) needs into $(1)"
+@set -o pipefail; \
+	PYTHONUNBUFFERED=1 $(1)/bin/python -m pip install --no-compile --editable . --group $(2) $(3) \
+	| awk '/^(Downloading|Installing|Successfully)/ { print substr($$0, 1, 100); fflush() }'
+@touch $@
+endef
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	$(call venv,$(VENV),$(PYTHON))
+	$(call install,$(VENV),$*,--constraint constraints.txt)
+
+# The floors stand in pyproject.toml and nowhere else.
+$(VENV)-oldest/.installed: pyproject.toml
+	$(call venv,$(VENV)-oldest,$(PYTHON))
+	$(VENV)-oldest/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*(floor.replace('>=', '==') for floor in project['dependencies']), sep='\n')" > $(@D)/floors.txt
+	$(call install,$(VENV)-oldest,ends,--constraint $(@D)/floors.txt)
+
+$(VENV)-newest/.installed: pyproject.toml
+	$(call venv,$(VENV)-newest,$(NEWEST_PYTHON))
+	$(call install,$(VENV)-newest,ends,--upgrade --upgrade-strategy eager)

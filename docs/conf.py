@@ -1,5 +1,6 @@
 """Sphinx configuration; built strictly: any warning is an error."""
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -47,8 +48,14 @@ copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+# MathJax as a file of this site: formulas render without a network.
+_mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax" / "es5"
+html_static_path = [str(_mathjax / "tex-svg.js"), "_static"]
+mathjax_path = "tex-svg.js"
+
 html_theme = "furo"
 html_title = "fira_jax"
+html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 
 

@@ -13,7 +13,6 @@ shows it. Files that are not there yet leave a note, so the build does not depen
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,67 +20,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-
-RESULTS = Path(__file__).parents[1] / "results"
-
-Table = tuple[list[str], list[list[str]]]
-
-
-def at(path: Path, keys: str) -> Any:
-    """What stands at dotted ``keys`` of a JSON file; None if the file or the place is missing.
-
-    A script that measures for long may have written only its first part.
-    """
-    value: Any = json.loads(path.read_text()) if path.exists() else None
-    for key in filter(None, keys.split(".")):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def rows_of(value: Any) -> list[dict[str, Any]]:
-    """Records for a table: a list of records, or a mapping from names to records or to values."""
-    if isinstance(value, dict):
-        value = [
-            {"name": name, **(entry if isinstance(entry, dict) else {"value": entry})}
-            for name, entry in value.items()
-        ]
-    return [row for row in value if isinstance(row, dict)]
-
-
-def table_of(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Table:
-    """Headings and cells; without ``columns``, every key whose values fit into a cell."""
-    if columns is None:
-        keys = dict.fromkeys(key for row in rows for key in row)
-        columns = [key for key in keys if all(fits(row.get(key)) for row in rows)]
-    headings = [heading(column) for column in columns]
-    return headings, [[cell(column, row.get(column)) for column in columns] for row in rows]
-
-
-def fits(value: Any) -> bool:
-    """Whether a value has a place in a table: a number, a text, or a median with its quartiles."""
-    return not isinstance(value, list) and (not isinstance(value, dict) or "median" in value)
-
-
-def heading(column: str) -> str:
-    """``optimizer_state_bytes`` -> ``optimizer state``; units of time stay."""
-    words = column.removesuffix("_bytes").replace("_", " ")
-    return {"lr": "learning rate", "name": ""}.get(words, words)
-
-
-def cell(column: str, value: Any) -> str:
-    """A value as people read it: sizes in MB (10^6 bytes), four significant digits."""
-    if value is None:
-        return "–"
-    if isinstance(value, dict):
-        median, low, high = (value[key] for key in ("median", "quartile_low", "quartile_high"))
-        return f"{median:.2f} ({low:.2f} to {high:.2f})"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if column.endswith("_bytes"):
-        return f"{value / 1e6:.2f} MB"
-    if isinstance(value, int) or (isinstance(value, float) and abs(value) >= 10_000):
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+from tables import RESULTS, at, rows_of, table_of
 
 
 class Results(SphinxDirective):

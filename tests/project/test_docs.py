@@ -98,13 +98,18 @@ def test_the_demo_gets_into_the_readme_and_nothing_else_changes():
         "optimizer_state_bytes": 3_460_000,
         "ms_per_update": 4.5,
     }
-    settings = {"steps": 3, "batch_size": 2, "seq_len": 8}
+    settings = {"steps": 3, "batch_size": 2, "seq_len": 8, "rank": 4}
     demo = {"settings": settings, "results": {"adamw": result, "fira": result}}
+    runs = [{"lr": 0.5, "eval_loss": 2.0}, {"lr": 0.25, "eval_loss": 1.0}]
+    sweep = {"settings": {"rank": 16}, "runs": {"galore": runs, "fira": runs}}
+    block = readme.demo_block(demo, sweep, "https://raw", "https://site/")
+    assert "| Fira | 4 | 12.35 | 3.46 MB | 4.5 | 0.01 |\n" in block
+    assert "| GaLore | 16 | 2.718 | – | – | 0.25 |\n" in block
+    assert "48 tokens" in block
     text = (ROOT / "README.md").read_text()
-    changed = readme.with_demo(text, demo)
-    assert "| Fira | 0.01 | 12.35 | 3.46 MB | 4.5 |\n" in changed
-    assert "48 tokens" in changed
-    assert readme.with_demo(changed, demo) == changed
+    changed = readme.with_demo(text, block)
+    assert block in changed
+    assert readme.with_demo(changed, block) == changed
     for outside in (0, -1):
         marks = re.compile("<!-- demo:(?:begin|end) -->")
         assert marks.split(changed)[outside] == marks.split(text)[outside]
