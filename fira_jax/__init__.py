@@ -14,6 +14,7 @@ from fira_jax import basis as basis
 from fira_jax import precision as precision
 from fira_jax import refresh as refresh
 from fira_jax import transforms as transforms
+from fira_jax.conventions import match_modules as match_modules
 from fira_jax.cost.describe import Description as Description
 from fira_jax.cost.describe import describe as describe
 from fira_jax.dimension_numbers import match_paths as match_paths

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fira_jax.dimension_numbers import is_spec, specs_of
+from fira_jax.dimension_numbers import WhereItSaves, is_spec, specs_of
 from fira_jax.matrix_view import MatrixView
 from fira_jax.trees import Params, path_name, unbox
 
@@ -96,7 +96,15 @@ def _leaf(
             )
         rank = rank[name]
     view = matrix_view(name, x.shape, spec, side, rank, pieces, clip=clip)
+    if isinstance(spec, WhereItSaves) and not _saves(view):
+        return Leaf(name, tuple(x.shape), x.dtype, None)
     return Leaf(name, tuple(x.shape), x.dtype, view)
+
+
+def _saves(view: MatrixView) -> bool:
+    """Whether a basis and two moments in the subspace take less than two moments outside."""
+    a, b, r = view.compressed_size, view.long_size, view.rank
+    return a * r + 2 * r * b < 2 * a * b
 
 
 def matrix_view(
