@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -93,21 +94,23 @@ def match_modules(
         flat, treedef = jax.tree_util.tree_flatten_with_path(
             arrays_of(params), is_leaf=lambda x: isinstance(x, optax.MaskedNode)
         )
-        # Haiku's and Keras's keys are paths already.
-        leaves = [
-            _Leaf(tuple(path_name(path).split("/")), getattr(x, "shape", None)) for path, x in flat
-        ]
-        specs: list[WhereItSaves | None] = []
-        elsewhere = False
-        for leaf in leaves:
-            name = "/".join(leaf.keys)
-            taken = any(p.search(name) for p in wanted) and not any(
-                p.search(name) for p in unwanted
+        leaves = tuple(
+            _Leaf(
+                tuple(path_name(path).split("/")),  # Haiku's and Keras's keys are paths already
+                tuple(getattr(x, "shape", ())),
+                isinstance(x, optax.MaskedNode),
             )
-            elsewhere |= taken and leaf.shape is None
-            specs.append(_read(leaf, leaves) if taken and leaf.shape is not None else None)
-        seen = ["/".join(leaf.keys) for leaf in leaves if leaf.shape is not None]
-        if seen and not elsewhere and not any(specs):
+            for path, x in flat
+        )
+
+        def taken(leaf: _Leaf) -> bool:
+            name = "/".join(leaf.keys)
+            return any(p.search(name) for p in wanted) and not any(p.search(name) for p in unwanted)
+
+        read = _read_all(leaves)
+        specs = [x if taken(leaf) else None for leaf, x in zip(leaves, read, strict=True)]
+        seen = ["/".join(leaf.keys) for leaf in leaves if not leaf.masked]
+        if seen and not any(specs) and not any(leaf.masked and taken(leaf) for leaf in leaves):
             raise ValueError(
                 f"match_modules({', '.join(map(repr, include))}) finds no matrix; the paths are: "
                 f"{', '.join(seen)}"
@@ -119,7 +122,8 @@ def match_modules(
 
 class _Leaf(NamedTuple):
     keys: Keys
-    shape: tuple[int, ...] | None  # None where it is masked
+    shape: tuple[int, ...]  # () where there is none
+    masked: bool
 
     def named(self, pattern: re.Pattern[str]) -> bool:
         """Whether one of the names on the way to it, or its own, is of that kind."""
@@ -136,6 +140,11 @@ class _Leaf(NamedTuple):
     @property
     def is_vector(self) -> bool:
         return bool(_VECTORS.search(self.own)) or self.named(_NORMS)
+
+
+@functools.lru_cache  # every piece of a chain asks, at every trace
+def _read_all(leaves: tuple[_Leaf, ...]) -> tuple[WhereItSaves | None, ...]:
+    return tuple(_read(leaf, leaves) for leaf in leaves)
 
 
 def _read(leaf: _Leaf, leaves: Sequence[_Leaf]) -> WhereItSaves | None:
@@ -191,7 +200,6 @@ def _stack_of(
     by_norms = _stack_by_norms(leaf, leaves)
     if bias is None:
         return by_norms
-    assert leaf.shape is not None
     if outputs_first:
         while len(bias) > 1 and bias[-1] == 1:  # of a convolution: [out, 1, 1]
             bias = bias[:-1]
@@ -206,7 +214,6 @@ def _stack_of(
 
 def _stack_by_norms(leaf: _Leaf, leaves: Sequence[_Leaf]) -> tuple[int, ...] | None:
     """The same, by the vectors of the nearest place above that has any."""
-    assert leaf.shape is not None
     for end in range(len(leaf.keys) - 1, -1, -1):
         around = [x for x in leaves if x.keys[:end] == leaf.keys[:end] and x.shape]
         vectors = [x.shape for x in around if x.own in ("scale", "gamma") or x.named(_NORMS)]
