@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from fira_jax.trees import Params, path_name, unbox
+from fira_jax.trees import Params, is_leaf, path_name, unbox
 
 _LAST_TWO_AXES = MuonDimensionNumbers(-2, -1)
 
@@ -121,6 +121,16 @@ def arrays_of(params: Any) -> Params:
             "pass it static_args=('rank', 'update_proj_gap', 'weight_dimension_numbers')"
         )
     return unbox(params)
+
+
+def mask_of(choose: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    """The same choice as a mask for ``optax.masked``: True where there are dimension numbers."""
+
+    def mask(params: Params) -> Params:
+        chosen = choose(params)
+        return jax.tree.map(lambda _, spec: spec is not None, params, chosen, is_leaf=is_leaf)
+
+    return mask
 
 
 def specs_of(numbers: Any, params: Params, paths: Sequence[Any]) -> list[Any]:

@@ -14,7 +14,7 @@ class Method:
     """One row of the gallery.
 
     Attributes:
-        name: As in ``fira_jax`` and in ``--optimizer``.
+        name: As in ``--optimizer``.
         title: As people write it.
         source: Its paper on arXiv.
         state: Numbers kept for one matrix with sides a <= b at rank r, as a sum of products that
@@ -22,6 +22,7 @@ class Method:
         moves: What part of the gradient moves, and how.
         options: Arguments beside learning rate and rank.
         oriented: Whether a is the input side, whichever is longer.
+        function: As in ``fira_jax``, if it has another name there.
         build: What makes it, if it is not a function of ``fira_jax``.
     """
 
@@ -32,6 +33,7 @@ class Method:
     moves: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     oriented: bool = False
+    function: str | None = None
     build: Callable[..., Any] | None = None
 
     def transformation(self, rank: int) -> optax.GradientTransformation:
@@ -41,7 +43,7 @@ class Method:
         options = {"rank": rank, **self.options}
         if options["rank"] is None:
             del options["rank"]
-        return getattr(fira_jax, self.name)(1.0, **options)
+        return getattr(fira_jax, self.function or self.name)(1.0, **options)
 
 
 NO_RANK: dict[str, Any] = {"rank": None}
@@ -93,7 +95,7 @@ METHODS = [
            "all of it, rows and columns alike in size", NO_RANK),
     Method("scale", "SCALE", "2506.16659", "0",
            "all of it, columns alike in size; momentum (ab) in the last layer only",
-           {"rank": None, "last_layer": None}),
+           {"rank": None, "last_layer": None}, function="scale_optimizer"),
     Method("m_fac", "M-FAC", "2107.03356", "rab",
            "the gradient less what the last r gradients repeat (and r² numbers for the model)"),
 ]  # fmt: skip

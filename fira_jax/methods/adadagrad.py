@@ -8,10 +8,12 @@ import jax
 import optax
 
 from fira_jax.checks import require_choice
+from fira_jax.methods.shared import descent, shared_arguments
 from fira_jax.transforms.adagrad_norm import scale_by_adagrad_norm
 from fira_jax.transforms.norm_test import adapt_batch_size
 
 
+@shared_arguments
 def adadagrad(
     learning_rate: optax.ScalarOrSchedule,
     initial_batch_size: int,
@@ -36,12 +38,9 @@ def adadagrad(
     State: :math:`ab` elements for a matrix (none with ``"model"``), and one for the batch size.
 
     Args:
-      learning_rate: a scalar or a schedule.
       initial_batch_size: examples in the first batch. Static.
       maximum_batch_size: the most examples in a batch. Static.
       eta: :math:`\eta` of the norm test.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       granularity: ``"entry"`` for AdAdaGrad, ``"model"`` for AdAdaGradNorm.
       initial_accumulator_value: where :math:`V` starts.
       eps: :math:`\epsilon`.
@@ -72,6 +71,5 @@ def adadagrad(
     return optax.chain(
         adapt_batch_size(initial_batch_size, maximum_batch_size, eta),
         scale,
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Adaptive, Basis
+from fira_jax.arguments import BasisLike, Carry, Moments, Rank, RefreshLike, Side
+from fira_jax.basis import Adaptive
 from fira_jax.low_rank import LowRank
-from fira_jax.plan import Rank, Side
+from fira_jax.methods.shared import adam_or, descent, shared_arguments
 from fira_jax.refresh import NormDecay
-from fira_jax.transforms.adam import scale_by_adam_in_subspace
-from fira_jax.transforms.in_subspace import in_subspace
 from fira_jax.transforms.project import low_rank_project, project_back
 
 
+@shared_arguments
 def adarankgrad(
     learning_rate: optax.ScalarOrSchedule,
     rank: Rank = 128,
@@ -29,11 +29,11 @@ def adarankgrad(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    basis: str | Basis = Adaptive(energy=0.96),  # noqa: B008  # frozen
+    basis: BasisLike = Adaptive(energy=0.96),  # noqa: B008  # frozen
     side: Side = "short",
-    refresh: Any = NormDecay(),  # noqa: B008  # frozen
-    moments: Literal["carry", "keep"] = "carry",
-    carry: Literal["raw", "central"] = "raw",
+    refresh: RefreshLike = NormDecay(),  # noqa: B008  # frozen
+    moments: Moments = "carry",
+    carry: Carry = "raw",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -59,28 +59,10 @@ def adarankgrad(
         state = fira_jax.resize_state(tx, state, params)
 
     Args:
-      learning_rate: a scalar or a schedule.
       rank: largest dimension of the subspace, one for all or a dict from paths. Static.
       update_proj_gap: steps after which a basis is replaced at the latest. Static.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate. Needs
-        ``moments="keep"``.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
       basis: how many vectors there are, and where they come from.
-      side: see :class:`fira_jax.LowRank`.
-      refresh: see :class:`fira_jax.LowRank`.
       moments: ``"carry"`` turns them into the new basis, ``"keep"`` leaves them.
-      carry: how the second moment turns, see :func:`fira_jax.scale_by_adam_in_subspace`.
-      seed: see :class:`fira_jax.LowRank`.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static int.
@@ -110,23 +92,20 @@ def adarankgrad(
         refresh=refresh,
         basis_dtype=basis_dtype,
     )
-    if base_optimizer is None:
-        inner = scale_by_adam_in_subspace(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            bias_correction="inside",
-            carry=carry,
-            mu_dtype=mu_dtype,
-            nu_dtype=nu_dtype,
-        )
-    else:
-        inner = in_subspace(low_rank, base_optimizer)
+    inner = adam_or(
+        base_optimizer,
+        low_rank,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        bias_correction="inside",
+        carry=carry,
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+    )
     return optax.chain(
         low_rank_project(low_rank),
         inner,
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

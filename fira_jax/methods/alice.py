@@ -7,19 +7,17 @@ from typing import Any
 import jax
 import optax
 
-from fira_jax.basis import Basis
+from fira_jax.arguments import BasisLike, Rank, Side
 from fira_jax.low_rank import LowRank
-from fira_jax.plan import Side
-from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.methods.shared import adam_or, descent, limiter, shared_arguments
 from fira_jax.transforms.equalize import equalize_residual
-from fira_jax.transforms.in_subspace import in_subspace
-from fira_jax.transforms.limiter import norm_growth_limit
 from fira_jax.transforms.project import low_rank_project, project_back
 
 
+@shared_arguments
 def alice(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int | float = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 0.3,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -33,7 +31,7 @@ def alice(
     residual_scale: jax.typing.ArrayLike = 0.4,
     gamma: jax.typing.ArrayLike | None = 1.01,
     bias_correction: bool = False,
-    basis: str | Basis = "switching",
+    basis: BasisLike = "switching",
     side: Side = "short",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
@@ -58,27 +56,10 @@ def alice(
 
     Args:
       learning_rate: a scalar or a schedule; 0.02 in the published runs.
-      rank: dimension of the subspace. Static.
-      update_proj_gap: steps between refreshes of the basis. Static.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
       b1: Adam's decay of the first moment, and that of the columns' sizes.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
       residual_scale: :math:`\lambda`.
-      gamma: the limiter's growth factor; None for no limiter.
-      bias_correction: whether Adam corrects its bias.
       basis: a :class:`fira_jax.basis.Switching` with another number of directions kept at a
         refresh than 40, or another memory of the covariance than 0.999.
-      side: see :class:`fira_jax.LowRank`.
-      seed: see :class:`fira_jax.LowRank`.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static number.
@@ -105,24 +86,21 @@ def alice(
         seed=seed,
         basis_dtype=basis_dtype,
     )
-    if base_optimizer is None:
-        inner = scale_by_adam_in_subspace(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            bias_correction="inside" if bias_correction else "none",
-            mu_dtype=mu_dtype,
-            nu_dtype=nu_dtype,
-        )
-    else:
-        inner = in_subspace(low_rank, base_optimizer)
+    inner = adam_or(
+        base_optimizer,
+        low_rank,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        bias_correction="inside" if bias_correction else "none",
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+    )
     return optax.chain(
         low_rank_project(low_rank),
         inner,
         equalize_residual(low_rank, residual_scale, b1),
-        optax.identity() if gamma is None else norm_growth_limit(low_rank, gamma),
+        limiter(low_rank, gamma),
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Basis
+from fira_jax.arguments import BasisLike, Granularity, Rank, Side
 from fira_jax.low_rank import LowRank
-from fira_jax.transforms.adam import scale_by_adam_in_subspace
-from fira_jax.transforms.in_subspace import in_subspace
-from fira_jax.transforms.limiter import norm_growth_limit
+from fira_jax.methods.shared import adam_or, descent, limiter, shared_arguments
 from fira_jax.transforms.project import low_rank_project, project_back
 from fira_jax.transforms.residual import replace_by_scaled_gradient
 
 
+@shared_arguments
 def apollo(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 1.0,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -30,9 +29,9 @@ def apollo(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     gamma: jax.typing.ArrayLike | None = 1.01,
-    granularity: Literal["column", "matrix"] = "column",
-    basis: str | Basis = "random",
-    side: Literal["short", "long"] = "short",
+    granularity: Granularity = "column",
+    basis: BasisLike = "random",
+    side: Side = "short",
     seed: jax.typing.ArrayLike = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
@@ -48,24 +47,11 @@ def apollo(
     never stored. State: :math:`2br + 1` elements for a matrix with sides :math:`a \le b`.
 
     Args:
-      learning_rate: a scalar or a schedule.
       rank: dimension of the sketch. Static.
       update_proj_gap: steps between two bases. Static.
       scale: :math:`\alpha`; its root multiplies the update, as in the released code.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected, see :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      gamma: the limiter's growth factor; None for no limiter.
       granularity: one scale for each ``"column"`` ("channel" in the paper) or for the ``"matrix"``.
       basis: see :class:`fira_jax.LowRank`; ``"svd"`` is the paper's variant with SVD.
-      side: see :class:`fira_jax.LowRank`.
-      seed: see :class:`fira_jax.LowRank`.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static int.
@@ -91,26 +77,23 @@ def apollo(
         weight_dimension_numbers=weight_dimension_numbers,
         seed=seed,
     )
-    if base_optimizer is None:
-        inner = scale_by_adam_in_subspace(
-            low_rank, b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype
-        )
-    else:
-        inner = in_subspace(low_rank, base_optimizer)
+    inner = adam_or(
+        base_optimizer, low_rank, b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype
+    )
     return optax.chain(
         low_rank_project(low_rank),
         inner,
         replace_by_scaled_gradient(scale, granularity=granularity),
-        optax.identity() if gamma is None else norm_growth_limit(low_rank, gamma),
+        limiter(low_rank, gamma),
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )
 
 
+@shared_arguments
 def apollo_mini(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 1,
+    rank: Rank = 1,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 128.0,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -122,9 +105,9 @@ def apollo_mini(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     gamma: jax.typing.ArrayLike | None = 1.01,
-    granularity: Literal["column", "matrix"] = "matrix",
-    basis: str | Basis = "random",
-    side: Literal["short", "long"] = "short",
+    granularity: Granularity = "matrix",
+    basis: BasisLike = "random",
+    side: Side = "short",
     seed: jax.typing.ArrayLike = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
@@ -135,24 +118,10 @@ def apollo_mini(
     so small a sketch is compensated by :math:`\sqrt{128}`.
 
     Args:
-      learning_rate: a scalar or a schedule.
       rank: dimension of the sketch. Static.
       update_proj_gap: steps between two bases. Static.
       scale: :math:`\alpha`; its root multiplies the update.
-      base_optimizer: see :func:`fira_jax.apollo`, as for all that follow.
-      weight_decay: decoupled.
-      mask: which parameters decay.
-      weight_dimension_numbers: which parameters are projected.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      gamma: the limiter's growth factor.
       granularity: one scale for the ``"matrix"`` or for each ``"column"``.
-      basis: kind of basis.
-      side: which side is compressed.
-      seed: seeds the basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp

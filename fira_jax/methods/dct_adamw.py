@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Basis
+from fira_jax.arguments import BasisLike, Moments, Rank, Side
 from fira_jax.low_rank import LowRank
-from fira_jax.plan import Side
-from fira_jax.transforms.adam import scale_by_adam_in_subspace
+from fira_jax.methods.shared import adam_or, descent, shared_arguments
 from fira_jax.transforms.error_feedback import low_rank_project_with_feedback
-from fira_jax.transforms.in_subspace import in_subspace
 from fira_jax.transforms.project import low_rank_project, project_back
 
 
+@shared_arguments
 def dct_adamw(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int | float = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 1,
     scale: jax.typing.ArrayLike = 1.0,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -30,9 +29,9 @@ def dct_adamw(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     error_feedback: bool = False,
-    basis: str | Basis = "dct",
+    basis: BasisLike = "dct",
     side: Side = "short",
-    moments: Literal["keep", "carry"] = "carry",
+    moments: Moments = "carry",
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -49,27 +48,13 @@ def dct_adamw(
     that are not projected get Adam.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      rank: dimension of the subspace. Static.
       update_proj_gap: steps between refreshes of the indices. Static.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate. Needs
-        ``moments="keep"``.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       weight_dimension_numbers: which parameters are projected and along which axes, see
         :class:`fira_jax.LowRank`. The released code leaves those with a side of 32,000 to Adam.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
       error_feedback: whether :math:`E` is kept (else it is zero). The authors keep it in 8 bits,
         without which it costs what the subspace saves: see
         :func:`fira_jax.precision.quantize_state`.
       basis: ``fira_jax.basis.Dct(score="l1")`` chooses as the released code does.
-      side: see :class:`fira_jax.LowRank`.
-      moments: see :class:`fira_jax.LowRank`.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static number.
@@ -96,16 +81,19 @@ def dct_adamw(
         weight_dimension_numbers=weight_dimension_numbers,
         moments=moments,
     )
-    if base_optimizer is None:
-        inner = scale_by_adam_in_subspace(
-            low_rank, b1, b2, eps, bias_correction="inside", mu_dtype=mu_dtype, nu_dtype=nu_dtype
-        )
-    else:
-        inner = in_subspace(low_rank, base_optimizer)
+    inner = adam_or(
+        base_optimizer,
+        low_rank,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        bias_correction="inside",
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+    )
     return optax.chain(
         low_rank_project_with_feedback(low_rank) if error_feedback else low_rank_project(low_rank),
         inner,
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

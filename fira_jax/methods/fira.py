@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Basis
+from fira_jax.arguments import BasisLike, Form, Granularity, Moments, Rank, RefreshLike, Side
 from fira_jax.low_rank import LowRank
-from fira_jax.transforms.adam import scale_by_adam_in_subspace
-from fira_jax.transforms.in_subspace import in_subspace
-from fira_jax.transforms.limiter import norm_growth_limit
+from fira_jax.methods.shared import adam_or, descent, limiter, shared_arguments
 from fira_jax.transforms.project import low_rank_project, project_back
 from fira_jax.transforms.residual import fira_residual_scale
 
 
+@shared_arguments
 def fira(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 0.25,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -30,13 +29,13 @@ def fira(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     gamma: jax.typing.ArrayLike | None = 1.01,
-    form: Literal["released", "paper"] = "released",
-    granularity: Literal["column", "matrix"] = "column",
+    form: Form = "released",
+    granularity: Granularity = "column",
     bias_correction: bool = True,
-    basis: str | Basis = "randomized",
-    side: Literal["short", "long"] = "short",
-    refresh: Any = "fixed",
-    moments: Literal["keep", "carry"] = "keep",
+    basis: BasisLike = "randomized",
+    side: Side = "short",
+    refresh: RefreshLike = "fixed",
+    moments: Moments = "keep",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -57,35 +56,19 @@ def fira(
     :math:`2ab`). Parameters that are not projected get Adam at the full learning rate.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      rank: dimension of the subspace. Static.
-      update_proj_gap: steps between refreshes of the basis. Static.
       scale: :math:`\alpha`. The subspace part moves at ``learning_rate * scale``.
       base_optimizer: replaces Adam in the subspace and elsewhere; any Optax transformation without
         a learning rate. The ``b1`` to ``eps``, ``mu_dtype`` and ``nu_dtype`` do not apply then.
       weight_decay: decoupled, as in ``optax.adamw``. (The released code decays the weight after the
         step instead of before: a factor :math:`1 - \eta\lambda` on the step.)
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       weight_dimension_numbers: which parameters are projected and along which axes, see
         :class:`fira_jax.LowRank`. The paper projects attention and MLP weights:
         ``fira_jax.match_paths(("attn", "mlp"))``.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      gamma: the limiter's growth factor; None for no limiter.
       form: ``"released"`` reproduces the authors' code: :math:`\kappa = \alpha`, bias correction
         outside :math:`N`. ``"paper"`` follows algorithm 1: :math:`\kappa = 1`, :math:`\alpha` on
         both parts, bias correction inside.
       granularity: ``"column"`` or ``"matrix"`` scales.
-      bias_correction: whether Adam corrects its bias.
       basis: see :class:`fira_jax.LowRank`; the authors use ``"svd"``.
-      side: see :class:`fira_jax.LowRank`.
-      refresh: see :class:`fira_jax.LowRank`.
-      moments: see :class:`fira_jax.LowRank`.
-      seed: see :class:`fira_jax.LowRank`.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static int.
@@ -121,25 +104,22 @@ def fira(
         refresh=refresh,
         basis_dtype=basis_dtype,
     )
-    if base_optimizer is None:
-        where: Literal["outside", "inside"] = "outside" if form == "released" else "inside"
-        inner = scale_by_adam_in_subspace(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            bias_correction=where if bias_correction else "none",
-            mu_dtype=mu_dtype,
-            nu_dtype=nu_dtype,
-        )
-    else:
-        inner = in_subspace(low_rank, base_optimizer)
+    where = "outside" if form == "released" else "inside"
+    inner = adam_or(
+        base_optimizer,
+        low_rank,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        bias_correction=where if bias_correction else "none",
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+    )
     return optax.chain(
         low_rank_project(low_rank),
         inner,
         fira_residual_scale(form, granularity=granularity),
-        optax.identity() if gamma is None else norm_growth_limit(low_rank, gamma),
+        limiter(low_rank, gamma),
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

@@ -7,19 +7,18 @@ from typing import Any, Literal
 import jax
 import optax
 
-from fira_jax.basis import Basis
+from fira_jax.arguments import BasisLike, Moments, Rank, Side
 from fira_jax.checks import require_choice
 from fira_jax.low_rank import LowRank
-from fira_jax.plan import Side
-from fira_jax.transforms.adam import scale_by_adam_in_subspace
-from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.methods.shared import adam_or, descent, shared_arguments
 from fira_jax.transforms.project import low_rank_project, project_back
 from fira_jax.transforms.residual import plain_residual
 
 
+@shared_arguments
 def frugal(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int | float = 0.25,
+    rank: Rank = 0.25,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 1.0,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -32,9 +31,9 @@ def frugal(
     eps: jax.typing.ArrayLike = 1e-8,
     rule: Literal["sign", "sgd", "none"] = "sign",
     rule_scale: jax.typing.ArrayLike = 1.0,
-    basis: str | Basis = "columns",
+    basis: BasisLike = "columns",
     side: Side = "short",
-    moments: Literal["reset", "keep", "carry"] = "reset",
+    moments: Moments = "reset",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -59,28 +58,12 @@ def frugal(
       the state do not change.
 
     Args:
-      learning_rate: a scalar or a schedule.
       rank: dimension of the subspace, or as a float its share (the paper's density). Static.
-      update_proj_gap: steps between refreshes of the basis. Static.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate. Needs
-        ``moments="keep"``.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       weight_dimension_numbers: which parameters are projected and along which axes, see
         :class:`fira_jax.LowRank`. The output head bears signSGD badly.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
       rule: what is done with the rest: its ``"sign"``, ``"sgd"`` or ``"none"``.
       rule_scale: :math:`\lambda`; the authors fine-tune with 0.1.
       basis: see above and :class:`fira_jax.LowRank`.
-      side: see :class:`fira_jax.LowRank`.
-      moments: see :class:`fira_jax.LowRank`.
-      seed: see :class:`fira_jax.LowRank`.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static number.
@@ -111,17 +94,20 @@ def frugal(
         moments=moments,
         basis_dtype=basis_dtype,
     )
-    if base_optimizer is None:
-        inner = scale_by_adam_in_subspace(
-            low_rank, b1, b2, eps, bias_correction="inside", mu_dtype=mu_dtype, nu_dtype=nu_dtype
-        )
-    else:
-        inner = in_subspace(low_rank, base_optimizer)
+    inner = adam_or(
+        base_optimizer,
+        low_rank,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        bias_correction="inside",
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+    )
     return optax.chain(
         low_rank_project(low_rank),
         inner,
         optax.identity() if rule == "none" else plain_residual(rule, rule_scale),
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Basis
+from fira_jax.arguments import BasisLike, Moments, Rank, RefreshLike, Side
 from fira_jax.low_rank import LowRank
-from fira_jax.transforms.adam import scale_by_adam_in_subspace
-from fira_jax.transforms.in_subspace import in_subspace
+from fira_jax.methods.shared import adam_or, descent, shared_arguments
 from fira_jax.transforms.project import low_rank_project, project_back
 
 
+@shared_arguments
 def galore(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 0.25,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -28,10 +28,10 @@ def galore(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     bias_correction: bool = True,
-    basis: str | Basis = "randomized",
-    side: Literal["short", "long"] = "short",
-    refresh: Any = "fixed",
-    moments: Literal["keep", "carry"] = "keep",
+    basis: BasisLike = "randomized",
+    side: Side = "short",
+    refresh: RefreshLike = "fixed",
+    moments: Moments = "keep",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -47,30 +47,12 @@ def galore(
     not projected get Adam at the full learning rate.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      rank: dimension of the subspace. Static.
-      update_proj_gap: steps between refreshes of the basis. Static.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
       base_optimizer: replaces Adam; any Optax transformation without a learning rate. The authors'
         Adafactor is ``optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))``,
         with a state of :math:`ar + r + b`.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      bias_correction: whether Adam corrects its bias.
       basis: see :class:`fira_jax.LowRank`; the authors use ``"svd"``.
       side: see :class:`fira_jax.LowRank`. ``"long"`` with ``basis="svd"``, ``scale=1.0`` and
         ``base_optimizer=optax.scale_by_adam()`` is ``optax.contrib.galore``.
-      refresh: see :class:`fira_jax.LowRank`.
-      moments: see :class:`fira_jax.LowRank`.
-      seed: see :class:`fira_jax.LowRank`.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static int.
@@ -98,22 +80,19 @@ def galore(
         refresh=refresh,
         basis_dtype=basis_dtype,
     )
-    if base_optimizer is None:
-        inner = scale_by_adam_in_subspace(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            bias_correction="outside" if bias_correction else "none",
-            mu_dtype=mu_dtype,
-            nu_dtype=nu_dtype,
-        )
-    else:
-        inner = in_subspace(low_rank, base_optimizer)
+    inner = adam_or(
+        base_optimizer,
+        low_rank,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        bias_correction="outside" if bias_correction else "none",
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+    )
     return optax.chain(
         low_rank_project(low_rank),
         inner,
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

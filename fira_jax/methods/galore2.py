@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Basis, Randomized
+from fira_jax.arguments import BasisLike, Moments, Rank, RefreshLike, Side
+from fira_jax.basis import Randomized
 from fira_jax.methods.galore import galore
+from fira_jax.methods.shared import shared_arguments
 
 
+@shared_arguments
 def galore2(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 0.25,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -25,10 +28,10 @@ def galore2(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     bias_correction: bool = True,
-    basis: str | Basis = Randomized(oversample=8, power_iterations=1),  # noqa: B008  # frozen
-    side: Literal["short", "long"] = "short",
-    refresh: Any = "fixed",
-    moments: Literal["keep", "carry"] = "keep",
+    basis: BasisLike = Randomized(oversample=8, power_iterations=1),  # noqa: B008  # frozen
+    side: Side = "short",
+    refresh: RefreshLike = "fixed",
+    moments: Moments = "keep",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -41,27 +44,7 @@ def galore2(
     split over devices is never gathered.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      rank: dimension of the subspace. Static.
-      update_proj_gap: steps between refreshes of the basis. Static.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      bias_correction: whether Adam corrects its bias.
       basis: see :class:`fira_jax.basis.Randomized` for the size of the sketch.
-      side: see :class:`fira_jax.LowRank`.
-      refresh: see :class:`fira_jax.LowRank`.
-      moments: see :class:`fira_jax.LowRank`.
-      seed: see :class:`fira_jax.LowRank`.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static int.

@@ -7,17 +7,18 @@ from typing import Any
 import jax
 import optax
 
+from fira_jax.arguments import Rank, Side
 from fira_jax.low_rank import LowRank
-from fira_jax.plan import Side
+from fira_jax.methods.shared import descent, limiter, shared_arguments
 from fira_jax.transforms.adam import scale_by_adam_in_subspace
-from fira_jax.transforms.limiter import norm_growth_limit
 from fira_jax.transforms.project import low_rank_project, project_back
 from fira_jax.transforms.residual import residual_over_denominator
 
 
+@shared_arguments
 def gwt(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int | float = 0.25,
+    rank: Rank = 0.25,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 0.25,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -48,24 +49,12 @@ def gwt(
     norm of :math:`M / D`. State: :math:`2br + 1` elements for a matrix ``[a, b]``.
 
     Args:
-      learning_rate: a scalar or a schedule.
       rank: number of blocks, or as a float one over their length: :math:`2^{-\ell}` is the paper's
         level :math:`\ell`. Static.
       update_proj_gap: has no effect: this basis never changes. Here so that all methods take it.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
       base_optimizer: not supported, since it would have to tell what it divides by.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      gamma: the limiter's growth factor; None for no limiter.
       side: along which axis blocks are taken, see :class:`fira_jax.LowRank`. Neighbours along it
         have no natural order, so this is a choice.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` is not a static number.
@@ -96,15 +85,11 @@ def gwt(
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
     )
-    limit = optax.identity()
-    if gamma is not None:
-        limit = norm_growth_limit(low_rank, gamma, watch="subspace")
     return optax.chain(
         low_rank_project(low_rank),
         scale_by_adam_in_subspace(low_rank, b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype),
         residual_over_denominator(),
-        limit,
+        limiter(low_rank, gamma, watch="subspace"),
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

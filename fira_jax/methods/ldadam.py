@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Basis, PowerIteration
+from fira_jax.arguments import BasisLike, Carry, Rank, Side
+from fira_jax.basis import PowerIteration
 from fira_jax.low_rank import LowRank
-from fira_jax.plan import Side
+from fira_jax.methods.shared import descent, shared_arguments
 from fira_jax.transforms.momentum_feedback import momentum_feedback
 from fira_jax.transforms.project import project_back
 
 
+@shared_arguments
 def ldadam(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 16,
+    rank: Rank = 16,
     update_proj_gap: int = 1,
     scale: jax.typing.ArrayLike = 1.0,
     base_optimizer: None = None,
@@ -29,8 +31,8 @@ def ldadam(
     eps: jax.typing.ArrayLike = 1e-8,
     rho: jax.typing.ArrayLike = 0.908,
     error_feedback: bool = True,
-    carry: Literal["raw", "central"] = "central",
-    basis: str | Basis = PowerIteration(),  # noqa: B008  # frozen
+    carry: Carry = "central",
+    basis: BasisLike = PowerIteration(),  # noqa: B008  # frozen
     side: Side = "short",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
@@ -50,27 +52,12 @@ def ldadam(
     for a matrix with sides :math:`a \le b`, and :math:`ab` for :math:`E`.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      rank: dimension of the subspace. Static.
       update_proj_gap: steps between two power iterations. Static.
       scale: projected weights move at ``learning_rate * scale``.
       base_optimizer: None; the moments of another optimizer cannot be turned.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
       rho: :math:`\rho`, weight of the momentum in what the basis is found from.
       error_feedback: whether there is an :math:`E`; without it the state is :math:`ar + 2br`.
-      carry: how the second moment turns, see :func:`fira_jax.scale_by_adam_in_subspace`.
       basis: how it moves, and where it starts.
-      side: see :class:`fira_jax.LowRank`.
-      seed: see :class:`fira_jax.LowRank`.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static int.
@@ -114,6 +101,5 @@ def ldadam(
             nu_dtype=nu_dtype,
         ),
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

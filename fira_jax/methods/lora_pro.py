@@ -8,9 +8,11 @@ import jax
 import optax
 
 from fira_jax.checks import require_choice
+from fira_jax.methods.shared import descent, shared_arguments
 from fira_jax.transforms.lora_gradients import adjust_lora_gradients, in_product_space
 
 
+@shared_arguments
 def lora_pro(
     learning_rate: optax.ScalarOrSchedule,
     scaling: float,
@@ -31,19 +33,13 @@ def lora_pro(
     :func:`fira_jax.transforms.adjust_lora_gradients`. Parameters in no pair get Adam.
 
     Args:
-      learning_rate: a scalar or a schedule.
       scaling: :math:`s`, the factor of :math:`AB` in the weight.
       weight_decay: decoupled, of the factors, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       moments: ``"full"``, as released: Adam runs on the equivalent gradient of the weight, with
         :math:`2mn` elements of state for a pair, and its step goes back to the factors by the same
         formulas. ``"factors"``: Adam runs on the adjusted gradients of the factors, with
         :math:`2r(m + n)` elements; what it makes of them is not the nearest step any more.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate.
       names: the last keys of the two factors' paths; those with the same path above are a pair.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
 
     Raises:
       ValueError: unknown ``moments``; at ``init``, there is no pair, a factor stands alone, or the
@@ -68,6 +64,5 @@ def lora_pro(
         in_product_space(inner, scaling, names=names)
         if moments == "full"
         else optax.chain(adjust_lora_gradients(scaling, names=names), inner),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Basis
+from fira_jax.arguments import BasisLike, Moments, Rank, RefreshLike, Side
 from fira_jax.methods.galore import galore
+from fira_jax.methods.shared import shared_arguments
 from fira_jax.refresh import Displacement
 
 
+@shared_arguments
 def lotus(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 50,
     scale: jax.typing.ArrayLike = 0.25,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -26,10 +28,10 @@ def lotus(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     bias_correction: bool = True,
-    basis: str | Basis = "randomized",
-    refresh: Any = Displacement(gamma=0.01),  # noqa: B008  # frozen
-    side: Literal["short", "long"] = "short",
-    moments: Literal["keep", "carry"] = "keep",
+    basis: BasisLike = "randomized",
+    refresh: RefreshLike = Displacement(gamma=0.01),  # noqa: B008  # frozen
+    side: Side = "short",
+    moments: Moments = "keep",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -43,27 +45,8 @@ def lotus(
     :math:`ar + 3br + 1` elements for a matrix with sides :math:`a \le b`.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      rank: dimension of the subspace. Static.
       update_proj_gap: steps between two checks, 25 to 100 in the paper. Static.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      bias_correction: whether Adam corrects its bias.
-      basis: see :class:`fira_jax.LowRank`.
       refresh: the rule, with its :math:`\gamma`, 0.005 to 0.02 in the paper.
-      side: see :class:`fira_jax.LowRank`.
-      moments: see :class:`fira_jax.LowRank`.
-      seed: see :class:`fira_jax.LowRank`.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static int.

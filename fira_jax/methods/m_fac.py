@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import optax
 
+from fira_jax.methods.shared import descent, shared_arguments
 from fira_jax.transforms.m_fac import scale_by_m_fac
 
 
+@shared_arguments
 def m_fac(
     learning_rate: optax.ScalarOrSchedule,
     rank: int = 1024,
@@ -30,8 +32,6 @@ def m_fac(
     Args:
       learning_rate: a scalar or a schedule; 1e-3 in the released code.
       rank: :math:`m`, gradients in the window. Static.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       damping: :math:`\lambda`.
       momentum: decay of a running average of directions; None for none.
       gradient_dtype: dtype in which gradients are kept; None for the parameter's.
@@ -54,6 +54,5 @@ def m_fac(
     return optax.chain(
         scale_by_m_fac(rank, damping, gradient_dtype=gradient_dtype),
         optax.identity() if momentum is None else optax.ema(momentum, debias=False),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

@@ -8,16 +8,17 @@ import jax
 import optax
 
 from fira_jax import basis as bases
+from fira_jax.arguments import BasisLike, Rank, RefreshLike, Side
 from fira_jax.low_rank import LowRank
+from fira_jax.methods.shared import adam_or, descent, shared_arguments
 from fira_jax.precision.quantized_state import quantize_state
-from fira_jax.transforms.adam import scale_by_adam_in_subspace
-from fira_jax.transforms.in_subspace import in_subspace
 from fira_jax.transforms.project import low_rank_project, project_back
 
 
+@shared_arguments
 def q_galore(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 0.25,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -30,9 +31,9 @@ def q_galore(
     eps: jax.typing.ArrayLike = 1e-8,
     min_size: int | None = None,
     rounding: Literal["stochastic", "nearest"] = "stochastic",
-    basis: str | bases.Basis = "randomized",
-    side: Literal["short", "long"] = "short",
-    refresh: Any = "lazy",
+    basis: BasisLike = "randomized",
+    side: Side = "short",
+    refresh: RefreshLike = "lazy",
     seed: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Q-GaLore: GaLore whose state is quantized.
@@ -54,24 +55,14 @@ def q_galore(
     :func:`fira_jax.precision.apply_quantized_updates`.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      rank: dimension of the subspace. Static.
       update_proj_gap: steps between refreshes of the basis at the start. Static.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
       base_optimizer: replaces Adam; any Optax transformation without a learning rate. Its state is
         quantized alike.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
       b2: Adam's decay of the second moment; the authors' scripts set 0.95.
-      eps: Adam's :math:`\epsilon`.
       min_size: moments of fewer numbers stay in float32; None for 4,096, like bitsandbytes. Static.
       rounding: of the moments, see :func:`fira_jax.precision.quantize_state`.
       basis: what is stored in 4 bits, see :class:`fira_jax.LowRank`; the authors use ``"svd"``. A
         :class:`fira_jax.basis.Quantized` is taken as it is, for other bits and groups.
-      side: see :class:`fira_jax.LowRank`.
       refresh: see :class:`fira_jax.LowRank`; ``fira_jax.refresh.Lazy`` takes the threshold, the
         length of the queue and the factor of the gap.
       seed: see :class:`fira_jax.LowRank`; it seeds the rounding of the moments, too.
@@ -106,16 +97,12 @@ def q_galore(
         seed=seed,
         refresh=refresh,
     )
-    if base_optimizer is None:
-        inner = scale_by_adam_in_subspace(low_rank, b1, b2, eps, bias_correction="inside")
-    else:
-        inner = in_subspace(low_rank, base_optimizer)
+    inner = adam_or(base_optimizer, low_rank, b1=b1, b2=b2, eps=eps, bias_correction="inside")
     # Not a number by default, since optax.inject_hyperparams would trace it.
     smallest = 4096 if min_size is None else min_size
     return optax.chain(
         low_rank_project(low_rank),
         quantize_state(inner, min_size=smallest, rounding=rounding, seed=seed),
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

@@ -7,14 +7,17 @@ from typing import Any
 import jax
 import optax
 
+from fira_jax.methods.shared import descent, formerly, shared_arguments
 from fira_jax.transforms.matrices import on_matrices
 from fira_jax.transforms.row_column_scale import scale_rows_and_columns
 
 
+@formerly("base_optimizer", "elsewhere")
+@shared_arguments
 def racs(
     learning_rate: optax.ScalarOrSchedule,
     scale: jax.typing.ArrayLike = 0.05,
-    base_optimizer: optax.GradientTransformation | None = None,
+    elsewhere: optax.GradientTransformation | None = None,
     weight_decay: jax.typing.ArrayLike = 0.0,
     mask: Any = None,
     weight_dimension_numbers: Any = None,
@@ -41,18 +44,10 @@ def racs(
     Args:
       learning_rate: a scalar or a schedule; 0.02 in the published runs.
       scale: :math:`\alpha`. Matrices move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam for parameters that are no matrices; any Optax transformation
-        without a learning rate.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       weight_dimension_numbers: which parameters are matrices and along which axes, see
         :class:`fira_jax.LowRank`.
       decay: of the averages of :math:`s` and :math:`q`.
       rounds: of the fixed-point iteration.
-      gamma: the limiter's growth factor; None for no limiter.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
 
     Raises:
       ValueError: at ``init``, naming the parameter, if the dimension numbers do not fit it.
@@ -72,9 +67,8 @@ def racs(
     return optax.chain(
         on_matrices(
             optax.chain(scale_rows_and_columns(decay, rounds, gamma), optax.scale(scale)),
-            base_optimizer or optax.scale_by_adam(b1, b2, eps),
+            elsewhere or optax.scale_by_adam(b1, b2, eps),
             weight_dimension_numbers,
         ),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

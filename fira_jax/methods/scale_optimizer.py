@@ -7,16 +7,18 @@ from typing import Any
 import jax
 import optax
 
-from fira_jax.dimension_numbers import match_paths
+from fira_jax.dimension_numbers import mask_of, match_paths
+from fira_jax.methods.shared import descent, formerly, shared_arguments
 from fira_jax.transforms.matrices import on_matrices
 from fira_jax.transforms.normalize import multi_normalize, unit_rms
-from fira_jax.trees import Params, is_leaf
 
 
+@formerly("base_optimizer", "elsewhere")
+@shared_arguments
 def scale_optimizer(
     learning_rate: optax.ScalarOrSchedule,
     scale: jax.typing.ArrayLike = 1.0,
-    base_optimizer: optax.GradientTransformation | None = None,
+    elsewhere: optax.GradientTransformation | None = None,
     weight_decay: jax.typing.ArrayLike = 0.0,
     mask: Any = None,
     weight_dimension_numbers: Any = None,
@@ -41,18 +43,11 @@ def scale_optimizer(
     Args:
       learning_rate: a scalar or a schedule; 1e-3 in the released code.
       scale: :math:`\kappa`. Matrices move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam for parameters that are no matrices; any Optax transformation
-        without a learning rate.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       weight_dimension_numbers: which parameters are matrices and along which axes, see
         :class:`fira_jax.LowRank`. A column is what leads to one unit of the output axes.
       last_layer: regular expression that is found in the path of the last layer's matrix; None for
         momentum nowhere.
       momentum: :math:`\mu`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
       mu_dtype: dtype of the momentum and of Adam's first moments.
 
     Raises:
@@ -73,24 +68,14 @@ def scale_optimizer(
     """
     memory = optax.identity()
     if last_layer is not None:
-        memory = optax.masked(optax.trace(momentum, accumulator_dtype=mu_dtype), _found(last_layer))
+        memory = optax.masked(
+            optax.trace(momentum, accumulator_dtype=mu_dtype), mask_of(match_paths(last_layer))
+        )
     return optax.chain(
         on_matrices(
             optax.chain(memory, multi_normalize(unit_rms("input")), optax.scale(scale)),
-            base_optimizer or optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
+            elsewhere or optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
             weight_dimension_numbers,
         ),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )
-
-
-def _found(pattern: str) -> Any:
-    """A mask of the matrices whose path contains the pattern."""
-
-    def mask(params: Params) -> Params:
-        return jax.tree.map(
-            lambda _, spec: spec is not None, params, match_paths(pattern)(params), is_leaf=is_leaf
-        )
-
-    return mask

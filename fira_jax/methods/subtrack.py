@@ -7,18 +7,19 @@ from typing import Any, Literal
 import jax
 import optax
 
-from fira_jax.basis import Basis, Grassmann, Svd
+from fira_jax.arguments import BasisLike, Carry, Form, Rank, RefreshLike, Side
+from fira_jax.basis import Grassmann, Svd
 from fira_jax.low_rank import LowRank
-from fira_jax.plan import Side
+from fira_jax.methods.shared import descent, limiter, shared_arguments
 from fira_jax.transforms.adam import scale_by_adam_in_subspace
-from fira_jax.transforms.limiter import norm_growth_limit
 from fira_jax.transforms.project import low_rank_project, project_back
 from fira_jax.transforms.residual import fira_residual_scale
 
 
+@shared_arguments
 def subtrack(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 200,
     scale: jax.typing.ArrayLike = 0.25,
     base_optimizer: None = None,
@@ -30,11 +31,11 @@ def subtrack(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     gamma: jax.typing.ArrayLike | None = 1.01,
-    form: Literal["released", "paper"] = "paper",
-    carry: Literal["raw", "central"] = "central",
-    basis: str | Basis = Grassmann(step=10.0, start=Svd()),  # noqa: B008  # frozen
+    form: Form = "paper",
+    carry: Carry = "central",
+    basis: BasisLike = Grassmann(step=10.0, start=Svd()),  # noqa: B008  # frozen
     side: Side = "short",
-    refresh: Any = "fixed",
+    refresh: RefreshLike = "fixed",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -48,28 +49,10 @@ def subtrack(
     :math:`a \le b`.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      rank: dimension of the subspace. Static.
       update_proj_gap: steps between two steps of the basis. Static.
       scale: :math:`\alpha`.
       base_optimizer: None; the moments of another optimizer cannot be turned.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      gamma: the limiter's growth factor; None for no limiter.
-      form: see :func:`fira_jax.fira`.
-      carry: how the second moment turns, see :func:`fira_jax.scale_by_adam_in_subspace`.
       basis: how it moves, with the size of its step, and where it starts.
-      side: see :class:`fira_jax.LowRank`.
-      refresh: see :class:`fira_jax.LowRank`.
-      seed: see :class:`fira_jax.LowRank`.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static int.
@@ -116,8 +99,7 @@ def subtrack(
             nu_dtype=nu_dtype,
         ),
         fira_residual_scale(form),
-        optax.identity() if gamma is None else norm_growth_limit(low_rank, gamma),
+        limiter(low_rank, gamma),
         project_back(),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

@@ -7,14 +7,17 @@ from typing import Any
 import jax
 import optax
 
+from fira_jax.methods.shared import descent, formerly, shared_arguments
 from fira_jax.transforms.matrices import on_matrices
 from fira_jax.transforms.normalize import multi_normalize, standardize, whiten
 
 
+@formerly("base_optimizer", "elsewhere")
+@shared_arguments
 def swan(
     learning_rate: optax.ScalarOrSchedule,
     scale: jax.typing.ArrayLike = 0.05,
-    base_optimizer: optax.GradientTransformation | None = None,
+    elsewhere: optax.GradientTransformation | None = None,
     weight_decay: jax.typing.ArrayLike = 0.0,
     mask: Any = None,
     weight_dimension_numbers: Any = None,
@@ -44,12 +47,7 @@ def swan(
     the full learning rate.
 
     Args:
-      learning_rate: a scalar or a schedule.
       scale: :math:`\kappa`. Matrices move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam for parameters that are no matrices; any Optax transformation
-        without a learning rate.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       weight_dimension_numbers: which parameters are matrices and along which axes, see
         :class:`fira_jax.LowRank`. Leave embeddings and the head to Adam:
         ``fira_jax.match_paths(("attn", "mlp"))``.
@@ -57,10 +55,6 @@ def swan(
       step_size: their :math:`\beta`, see :func:`fira_jax.transforms.whiten`.
       standardized: whether the first of the two operators is applied; without it that mean moves
         too.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      mu_dtype: dtype of Adam's first moments.
 
     Raises:
       ValueError: an argument is out of range or, at ``init``, does not fit a parameter.
@@ -83,9 +77,8 @@ def swan(
     return optax.chain(
         on_matrices(
             optax.chain(normalize, optax.scale(scale)),
-            base_optimizer or optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
+            elsewhere or optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
             weight_dimension_numbers,
         ),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

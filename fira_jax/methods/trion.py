@@ -7,20 +7,22 @@ from typing import Any
 import jax
 import optax
 
-from fira_jax.basis import Basis
+from fira_jax.arguments import BasisLike, Rank, Side
 from fira_jax.low_rank import LowRank
-from fira_jax.plan import Side
+from fira_jax.methods.shared import descent, formerly, shared_arguments
 from fira_jax.transforms.error_feedback import low_rank_project_with_feedback
 from fira_jax.transforms.newton_schulz import orthogonalize
 from fira_jax.transforms.project import project_back
 
 
+@formerly("base_optimizer", "elsewhere")
+@shared_arguments
 def trion(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int | float = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 1,
     scale: jax.typing.ArrayLike = 1.0,
-    base_optimizer: optax.GradientTransformation | None = None,
+    elsewhere: optax.GradientTransformation | None = None,
     weight_decay: jax.typing.ArrayLike = 0.0,
     mask: Any = None,
     weight_dimension_numbers: Any = None,
@@ -30,7 +32,7 @@ def trion(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    basis: str | Basis = "dct",
+    basis: BasisLike = "dct",
     side: Side = "short",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trion: a low-rank step of Muon, chosen without a factorization.
@@ -47,22 +49,10 @@ def trion(
 
     Args:
       learning_rate: a scalar or a schedule; 0.01 to 0.02 in the published runs.
-      rank: dimension of the subspace. Static.
       update_proj_gap: steps between refreshes of the indices. Static.
-      scale: :math:`\alpha`; projected weights move at ``learning_rate * scale``.
-      base_optimizer: replaces Adam for parameters that are not projected; any Optax transformation
-        without a learning rate.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
       momentum: :math:`\mu`.
       ns_steps: rounds of the Newton-Schulz iteration. Static.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
       basis: ``fira_jax.basis.Dct(score="l1")`` chooses as the released code does.
-      side: see :class:`fira_jax.LowRank`.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static number.
@@ -87,12 +77,11 @@ def trion(
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
     )
-    rest = base_optimizer or optax.scale_by_adam(b1, b2, eps)
+    rest = elsewhere or optax.scale_by_adam(b1, b2, eps)
     return optax.chain(
         low_rank_project_with_feedback(low_rank, momentum),
         orthogonalize(ns_steps),
         project_back(),
         optax.masked(rest, low_rank.elsewhere),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

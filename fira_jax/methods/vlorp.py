@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Basis
+from fira_jax.arguments import BasisLike, Moments, Rank, Side
 from fira_jax.low_rank import LowRank
-from fira_jax.plan import Side
+from fira_jax.methods.shared import descent, shared_arguments
 from fira_jax.transforms.factored import project_back_by_factors
 from fira_jax.transforms.in_subspace import in_subspace
 from fira_jax.transforms.project import low_rank_project, project_back
 
 
+@shared_arguments
 def vlorp(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 32,
+    rank: Rank = 32,
     update_proj_gap: int = 100,
     scale: jax.typing.ArrayLike = 1.0,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -29,9 +30,9 @@ def vlorp(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
-    basis: str | Basis = "random",
+    basis: BasisLike = "random",
     side: Side = "short",
-    moments: Literal["keep", "reset"] = "keep",
+    moments: Moments = "keep",
     seed: jax.typing.ArrayLike = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -45,15 +46,12 @@ def vlorp(
     :math:`a \le b`. Parameters that are not projected get Adam.
 
     Args:
-      learning_rate: a scalar or a schedule.
       rank: :math:`r`, of each piece. Static.
       update_proj_gap: steps between two bases. Static.
       scale: :math:`\alpha`; it cancels but for :math:`\epsilon`, unless there is a
         ``base_optimizer``.
       base_optimizer: replaces ProjFactor, in the subspace, and Adam elsewhere; any Optax
         transformation without a learning rate.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
       weight_dimension_numbers: which parameters are projected and along which axes, see
         :class:`fira_jax.LowRank`. The authors project attention and MLP weights.
       pieces: :math:`c`, one if None; must divide the compressed side of every projected matrix. The
@@ -63,11 +61,8 @@ def vlorp(
       eps: :math:`\epsilon`.
       basis: see :class:`fira_jax.LowRank`. One that is found from the gradient is found for
         each piece.
-      side: see :class:`fira_jax.LowRank`.
       moments: what happens to the first moment at a new basis: ``"keep"`` (as released, though it
         is then decoded by another basis than it was encoded with) or ``"reset"``.
-      seed: see :class:`fira_jax.LowRank`.
-      mu_dtype: dtype of the first moments.
 
     Raises:
       TypeError: ``rank``, ``update_proj_gap`` or ``pieces`` is not a static int.
@@ -106,6 +101,5 @@ def vlorp(
     return optax.chain(
         low_rank_project(low_rank),
         inside,
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        *descent(learning_rate, weight_decay, mask),
     )

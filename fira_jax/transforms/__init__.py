@@ -3,16 +3,18 @@
 The usual ones are at the top of :mod:`fira_jax`; here are the rarer ones and the states of all.
 """
 
-from fira_jax.transforms.adagrad_norm import AdaGradNormState as AdaGradNormState
+from fira_jax.transforms.adagrad_norm import ScaleByAdagradNormState as ScaleByAdagradNormState
 from fira_jax.transforms.adagrad_norm import scale_by_adagrad_norm as scale_by_adagrad_norm
 from fira_jax.transforms.adam import AdamInSubspaceState as AdamInSubspaceState
 from fira_jax.transforms.equalize import EqualizeResidualState as EqualizeResidualState
-from fira_jax.transforms.error_feedback import LowRankFeedbackState as LowRankFeedbackState
-from fira_jax.transforms.factored import ProjFactorState as ProjFactorState
+from fira_jax.transforms.error_feedback import (
+    LowRankProjectWithFeedbackState as LowRankProjectWithFeedbackState,
+)
+from fira_jax.transforms.factored import ProjectBackByFactorsState as ProjectBackByFactorsState
 from fira_jax.transforms.limiter import NormGrowthLimitState as NormGrowthLimitState
 from fira_jax.transforms.lora_gradients import adjust_lora_gradients as adjust_lora_gradients
 from fira_jax.transforms.lora_gradients import in_product_space as in_product_space
-from fira_jax.transforms.m_fac import MFacState as MFacState
+from fira_jax.transforms.m_fac import ScaleByMFacState as ScaleByMFacState
 from fira_jax.transforms.m_fac import scale_by_m_fac as scale_by_m_fac
 from fira_jax.transforms.matrices import OnMatricesState as OnMatricesState
 from fira_jax.transforms.momentum_feedback import MomentumFeedbackState as MomentumFeedbackState
@@ -25,5 +27,5 @@ from fira_jax.transforms.normalize import standardize as standardize
 from fira_jax.transforms.normalize import unit_rms as unit_rms
 from fira_jax.transforms.normalize import whiten as whiten
 from fira_jax.transforms.project import LowRankProjectState as LowRankProjectState
-from fira_jax.transforms.weight_norm import WeightNormState as WeightNormState
+from fira_jax.transforms.weight_norm import WeightNormalizedState as WeightNormalizedState
 from fira_jax.transforms.weight_norm import weight_normalized as weight_normalized

@@ -12,7 +12,7 @@ from fira_jax.transforms.norm_test import squared_norm
 from fira_jax.trees import Params
 
 
-class AdaGradNormState(NamedTuple):
+class ScaleByAdagradNormState(NamedTuple):
     """State of :func:`scale_by_adagrad_norm`.
 
     Attributes:
@@ -48,22 +48,22 @@ def scale_by_adagrad_norm(
       Ward, Wu and Bottou, `AdaGrad stepsizes <https://arxiv.org/abs/1806.01811>`_, 2018.
     """
 
-    def init(params: Params) -> AdaGradNormState:
+    def init(params: Params) -> ScaleByAdagradNormState:
         wide = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-        return AdaGradNormState(jnp.asarray(initial_accumulator_value, wide))
+        return ScaleByAdagradNormState(jnp.asarray(initial_accumulator_value, wide))
 
     def update(
         updates: optax.Updates,
-        state: AdaGradNormState,
+        state: ScaleByAdagradNormState,
         params: Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, AdaGradNormState]:
+    ) -> tuple[optax.Updates, ScaleByAdagradNormState]:
         del params, extra_args
         norm = squared_norm(updates)
         usable = jnp.isfinite(norm)
         total = state.sum_of_squares + jnp.where(usable, norm, 0).astype(state.sum_of_squares.dtype)
         factor = jnp.where(total > 0, jax.lax.rsqrt(total + eps), 0)
         updates = jax.tree.map(lambda g: jnp.where(usable, factor * g, 0).astype(g.dtype), updates)
-        return updates, AdaGradNormState(total)
+        return updates, ScaleByAdagradNormState(total)
 
     return optax.GradientTransformationExtraArgs(init, update)

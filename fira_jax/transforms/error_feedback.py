@@ -14,7 +14,7 @@ from fira_jax.transforms.project import LowRankProjectState, low_rank_project
 from fira_jax.trees import Params, is_leaf, map_leaves, require_same_leaves, require_same_shape
 
 
-class LowRankFeedbackState(NamedTuple):
+class LowRankProjectWithFeedbackState(NamedTuple):
     """State of :func:`low_rank_project_with_feedback`.
 
     Attributes:
@@ -63,16 +63,16 @@ def low_rank_project_with_feedback(
     """
     project = low_rank_project(low_rank)
 
-    def init(params: Params) -> LowRankFeedbackState:
+    def init(params: Params) -> LowRankProjectWithFeedbackState:
         error = low_rank.for_each_matrix(params, lambda view, dtype: jnp.zeros(view.shape, dtype))
-        return LowRankFeedbackState(project.init(params), error)
+        return LowRankProjectWithFeedbackState(project.init(params), error)
 
     def update(
         updates: optax.Updates,
-        state: LowRankFeedbackState,
+        state: LowRankProjectWithFeedbackState,
         params: Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, LowRankFeedbackState]:
+    ) -> tuple[optax.Updates, LowRankProjectWithFeedbackState]:
         def miss(node: Any, error: Any) -> tuple[Any, Any]:
             held = node.view.lift(node.basis, (1 - momentum) * node.raw)
             missed = node.view.from_matrix(node.matrix - held).astype(error.dtype)
@@ -89,7 +89,7 @@ def low_rank_project_with_feedback(
             jax.tree.unflatten(treedef, whole), state.project, params, **extra_args
         )
         _, error = map_leaves(miss, nodes, state.error)
-        return nodes, LowRankFeedbackState(project_state, error)
+        return nodes, LowRankProjectWithFeedbackState(project_state, error)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

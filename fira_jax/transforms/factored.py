@@ -19,7 +19,7 @@ from fira_jax.transforms.coordinates import coordinates_like, one_minus_power
 from fira_jax.trees import Params, is_leaf, map_leaves
 
 
-class ProjFactorState(NamedTuple):
+class ProjectBackByFactorsState(NamedTuple):
     """State of :func:`project_back_by_factors`.
 
     Attributes:
@@ -90,7 +90,7 @@ def project_back_by_factors(
     if mu_dtype is not None:
         require_float_dtype("mu_dtype", mu_dtype)
 
-    def init(params: Params) -> ProjFactorState:
+    def init(params: Params) -> ProjectBackByFactorsState:
         def zeros(length: Callable[[MatrixView], int]) -> Any:
             def one(view: MatrixView, dtype: Any) -> jax.Array:
                 batch = [view.shape[i] for i in view.batch_axes]
@@ -105,16 +105,16 @@ def project_back_by_factors(
             coordinates_like(low_rank, params, mu_dtype),
             is_leaf=is_leaf,
         )
-        return ProjFactorState(
+        return ProjectBackByFactorsState(
             jnp.zeros([], jnp.int32), mu, rows, zeros(lambda view: view.long_size)
         )
 
     def update(
         updates: optax.Updates,
-        state: ProjFactorState,
+        state: ProjectBackByFactorsState,
         params: Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, ProjFactorState]:
+    ) -> tuple[optax.Updates, ProjectBackByFactorsState]:
         del params, extra_args
         age = count = optax.safe_increment(state.count)
         if low_rank.moments == "reset":
@@ -141,7 +141,7 @@ def project_back_by_factors(
             return view.from_matrix(update), m.astype(mu.dtype), rows, columns
 
         updates, mu, rows, columns = map_leaves(step, updates, *state[1:])
-        return updates, ProjFactorState(count, mu, rows, columns)
+        return updates, ProjectBackByFactorsState(count, mu, rows, columns)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -12,7 +12,7 @@ from fira_jax.checks import require_count, require_float_dtype
 from fira_jax.trees import Params, require_same_leaves, require_same_shape, unbox
 
 
-class MFacState(NamedTuple):
+class ScaleByMFacState(NamedTuple):
     """State of :func:`scale_by_m_fac`.
 
     Attributes:
@@ -72,20 +72,20 @@ def scale_by_m_fac(
     if gradient_dtype is not None:
         require_float_dtype("gradient_dtype", gradient_dtype)
 
-    def init(params: Params) -> MFacState:
+    def init(params: Params) -> ScaleByMFacState:
         params = unbox(params)
         wide = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
         gradients = jax.tree.map(
             lambda x: jnp.zeros((rank, *x.shape), gradient_dtype or x.dtype), params
         )
-        return MFacState(jnp.zeros([], jnp.int32), gradients, jnp.zeros((rank, rank), wide))
+        return ScaleByMFacState(jnp.zeros([], jnp.int32), gradients, jnp.zeros((rank, rank), wide))
 
     def update(
         updates: optax.Updates,
-        state: MFacState,
+        state: ScaleByMFacState,
         params: Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, MFacState]:
+    ) -> tuple[optax.Updates, ScaleByMFacState]:
         del params, extra_args
         grads, treedef = jax.tree.flatten(updates)
         window, window_def = jax.tree.flatten(state.gradients)
@@ -110,7 +110,7 @@ def scale_by_m_fac(
         ]
         count = jnp.where(usable, optax.safe_increment(state.count), state.count)
         gradients = jax.tree.unflatten(window_def, window)
-        return jax.tree.unflatten(treedef, done), MFacState(count, gradients, products)
+        return jax.tree.unflatten(treedef, done), ScaleByMFacState(count, gradients, products)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

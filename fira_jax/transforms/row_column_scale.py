@@ -13,8 +13,8 @@ from fira_jax.transforms.limiter import limit_growth
 from fira_jax.trees import Params, map_leaves
 
 
-class RacsState(NamedTuple):
-    """State of the scaling in :func:`racs`.
+class ScaleRowsAndColumnsState(NamedTuple):
+    """State of :func:`scale_rows_and_columns`.
 
     Attributes:
       inputs: :math:`s`, ``[*batch, m, 1]``.
@@ -32,7 +32,7 @@ def scale_rows_and_columns(
 ) -> optax.GradientTransformationExtraArgs:
     """Of each matrix ``[*batch, m, n]``."""
 
-    def init(params: Params) -> RacsState:
+    def init(params: Params) -> ScaleRowsAndColumnsState:
         def zeros(*shape: Any) -> Any:
             def one(x: Any) -> jax.Array:
                 *batch, m, n = x.shape
@@ -42,11 +42,14 @@ def scale_rows_and_columns(
 
             return map_leaves(one, params)
 
-        return RacsState(zeros("m", 1), zeros(1, "n"), zeros())
+        return ScaleRowsAndColumnsState(zeros("m", 1), zeros(1, "n"), zeros())
 
     def update(
-        updates: optax.Updates, state: RacsState, params: Params | None = None, **_: Any
-    ) -> tuple[optax.Updates, RacsState]:
+        updates: optax.Updates,
+        state: ScaleRowsAndColumnsState,
+        params: Params | None = None,
+        **_: Any,
+    ) -> tuple[optax.Updates, ScaleRowsAndColumnsState]:
         del params
 
         def step(grad: Any, inputs: Any, outputs: Any, previous: Any) -> tuple[Any, ...]:
@@ -73,7 +76,7 @@ def scale_rows_and_columns(
             return scaled.astype(grad.dtype), inputs, outputs, previous
 
         updates, *kept = map_leaves(step, updates, *state)
-        return updates, RacsState(*kept)
+        return updates, ScaleRowsAndColumnsState(*kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

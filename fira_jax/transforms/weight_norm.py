@@ -12,7 +12,7 @@ from fira_jax.low_rank import LowRank
 from fira_jax.trees import Params, is_leaf, require_same_leaves, unbox
 
 
-class WeightNormState(NamedTuple):
+class WeightNormalizedState(NamedTuple):
     """State of :func:`weight_normalized`.
 
     Attributes:
@@ -70,20 +70,20 @@ def weight_normalized(
     """
     direction, magnitude = (optax.with_extra_args_support(x) for x in (direction, magnitude))
 
-    def init(params: Params) -> WeightNormState:
+    def init(params: Params) -> WeightNormalizedState:
         magnitudes = low_rank.for_each_matrix(
             params,
             lambda view, dtype: jnp.zeros((*view.batch_shape, 1, view.matrix_shape[1]), dtype),
         )
         count = jnp.zeros([], jnp.int32)
-        return WeightNormState(count, direction.init(params), magnitude.init(magnitudes))
+        return WeightNormalizedState(count, direction.init(params), magnitude.init(magnitudes))
 
     def update(
         updates: optax.Updates,
-        state: WeightNormState,
+        state: WeightNormalizedState,
         params: Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, WeightNormState]:
+    ) -> tuple[optax.Updates, WeightNormalizedState]:
         if params is None:
             raise ValueError(
                 "weight_normalized needs the parameters: tx.update(grads, state, params)"
@@ -122,10 +122,22 @@ def weight_normalized(
         count = optax.safe_increment(state.count)
         return (
             jax.tree.unflatten(treedef, steps),
-            WeightNormState(count, direction_state, magnitude_state),
+            WeightNormalizedState(count, direction_state, magnitude_state),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def add_updates_of(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Adds to updates what ``tx`` makes of none, for what must not be scaled together with them."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: Params | None = None, **_: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        more, state = tx.update(jax.tree.map(jnp.zeros_like, updates), state, params)
+        return jax.tree.map(jnp.add, updates, more), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _split(grad: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:

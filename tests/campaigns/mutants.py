@@ -530,14 +530,14 @@ MUTANTS = [
     Mutant(
         "weight decay with the wrong sign",
         "methods/fira.py",
-        "optax.add_decayed_weights(weight_decay, mask)",
-        "optax.add_decayed_weights(-weight_decay, mask)",
+        "*descent(learning_rate, weight_decay, mask)",
+        "*descent(learning_rate, -weight_decay, mask)",
     ),
     Mutant(
         "weight decay left out of GaLore",
         "methods/galore.py",
-        "optax.add_decayed_weights(weight_decay, mask)",
-        "optax.identity()",
+        "*descent(learning_rate, weight_decay, mask)",
+        "*descent(learning_rate, 0, mask)",
     ),
     Mutant(
         "form not passed on",

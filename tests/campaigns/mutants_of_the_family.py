@@ -330,7 +330,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("methods/galore2.py", "methods/test_subspace_methods.py"): [
         ("GaLore 2 with GaLore's sketch", "        basis=basis,\n", ""),
     ],
-    ("methods/gradnormlorp.py", "methods/test_gradnormlorp.py"): [
+    ("transforms/cores.py", "methods/test_gradnormlorp.py"): [
         ("α twice", "scale=1.0,", "scale=low_rank.scale,"),
         ("the same side compressed twice", 'side="long",', 'side="short",'),
     ],

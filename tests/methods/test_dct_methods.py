@@ -137,7 +137,7 @@ def test_state_elements(tx, elements):
 
 
 def test_trion_leaves_the_rest_to_the_optimizer_it_is_given():
-    tx = fira_jax.trion(RATE, RANK, base_optimizer=optax.scale_by_sign())
+    tx = fira_jax.trion(RATE, RANK, elsewhere=optax.scale_by_sign())
     grads = {"w": jnp.ones((6, 9)), "b": jnp.arange(-2.0, 3.0)}
     updates, _ = jax.jit(tx.update)(grads, tx.init(grads), grads)
     np.testing.assert_allclose(updates["b"], -RATE * np.sign(grads["b"]), rtol=1e-6)
