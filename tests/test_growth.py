@@ -13,12 +13,12 @@ import pstats
 from typing import Any
 
 import jax
-import jax.extend.core as jax_core
 import jax.numpy as jnp
 import optax
 import pytest
 
 import fira_jax
+from fira_jax.jax_internals import inner_programs
 
 METHODS = {
     name: method
@@ -45,7 +45,7 @@ def make(name: str) -> Any:
 
 def equations(jaxpr: Any) -> int:
     """Of the program and all programs inside it."""
-    inner = (p for e in jaxpr.eqns for p in jax_core.jaxprs_in_params(e.params))
+    inner = (p for e in jaxpr.eqns for p in inner_programs(e))
     return len(jaxpr.eqns) + sum(equations(x) for x in inner)
 
 

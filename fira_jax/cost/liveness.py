@@ -7,37 +7,24 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from fira_jax.jax_internals import (
+    ENTRYWISE,
+    FACTORIZATIONS,
+    LOOPS,
+    PRODUCTS,
+    REDUCTIONS,
+    VIEWS,
+    ClosedJaxpr,
+    Jaxpr,
+    is_literal,
+    loop_of,
+)
 
 Size = Callable[[tuple[int, ...], Any], int]
 """Bytes of an array, by shape and dtype."""
 
-# What only looks at an array differently: no memory of its own.
-_VIEWS = frozenset((
-    "copy", "dynamic_slice", "expand_dims", "reshape", "rev", "sharding_constraint", "slice",
-    "split", "squeeze", "stop_gradient", "transpose",
-))  # fmt: skip
-# What a compiler computes where it is read, entry by entry, instead of writing it to memory.
-_ENTRYWISE = frozenset((
-    "abs", "add", "add_any", "and", "atan2", "bitcast_convert_type", "broadcast_in_dim", "cbrt",
-    "ceil", "clamp", "concatenate", "convert_element_type", "cos", "div", "eq", "erf", "erf_inv",
-    "exp", "exp2", "expm1", "floor", "gather", "ge", "gt", "integer_pow", "iota", "is_finite", "le",
-    "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or",
-    "pad", "pow", "reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left",
-    "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sqrt", "square", "sub", "tan",
-    "tanh", "xor",
-))  # fmt: skip
-# What reads its operands only once, so that they need not be written either.
-_REDUCTIONS = frozenset((
-    "argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod",
-    "reduce_sum",
-))  # fmt: skip
-_PRODUCTS = frozenset(["conv_general_dilated", "dot_general"])
-_LOOPS = frozenset(["cond", "scan", "while"])
-# What every device does with the whole of an array, however it is split.
-_WHOLE = frozenset(["cholesky", "eigh", "geqrf", "householder_product", "lu", "qr", "svd"])
 # What may write its result over an operand that nothing reads afterwards.
-_IN_PLACE = _ENTRYWISE | _LOOPS | {"dynamic_update_slice", "optimization_barrier", "scatter-add"}
+_IN_PLACE = ENTRYWISE | LOOPS | {"dynamic_update_slice", "optimization_barrier", "scatter-add"}
 
 
 @dataclasses.dataclass(eq=False)
@@ -125,7 +112,7 @@ class _Program:
         operations: list[_Operation] = []
         self.outputs = self._inline(closed, self.inputs, operations)
         # A part of a stack is written where it belongs if it can be: not a product.
-        self.products = {x for op in operations if op.name in _PRODUCTS for x in op.writes}
+        self.products = {x for op in operations if op.name in PRODUCTS for x in op.writes}
         stored = _stored(operations, self.inputs, self.outputs)
         self._operations = _needed(stored, self.outputs)
 
@@ -147,43 +134,38 @@ class _Program:
         known |= {v: self._array(v) for v in jaxpr.constvars}
 
         def read(v: Any) -> Array:
-            return Array((), None, 0) if isinstance(v, Literal) else known[v]
+            return Array((), None, 0) if is_literal(v) else known[v]
 
         for eqn in jaxpr.eqns:
             name, reads = eqn.primitive.name, [read(v) for v in eqn.invars]
             called = [x for x in eqn.params.values() if isinstance(x, ClosedJaxpr | Jaxpr)]
-            if name in _VIEWS:
+            if name in VIEWS:
                 sources = reads if len(reads) == len(eqn.outvars) else reads[:1] * len(eqn.outvars)
                 known |= zip(eqn.outvars, sources, strict=True)
             elif (
                 called
-                and (name not in _LOOPS or eqn.params.get("length") == 1)
+                and (name not in LOOPS or eqn.params.get("length") == 1)
                 and len(called[0].in_avals) == len(reads)
             ):
                 known |= zip(eqn.outvars, self._inline(called[0], reads, operations), strict=True)
             else:
                 writes = [self._array(v) for v in eqn.outvars]
-                for x in (*reads, *writes) if name in _WHOLE else ():
+                for x in (*reads, *writes) if name in FACTORIZATIONS else ():
                     x.size = nbytes(x.shape, x.dtype)
                 known |= zip(eqn.outvars, writes, strict=True)
-                inside = self._inside(name, eqn.params) if name in _LOOPS else Peak()
+                inside = self._inside(eqn) if name in LOOPS else Peak()
                 operations.append(_Operation(name, reads, writes, inside))
         return [read(v) for v in jaxpr.outvars]
 
-    def _inside(self, name: str, params: dict[str, Any]) -> Peak:
+    def _inside(self, equation: Any) -> Peak:
         """What a loop or a choice needs besides what it reads and writes."""
-        if name == "cond":
-            bodies = [_Program(x, self._size) for x in params["branches"]]
-            first = carried = 0
-        elif name == "while":
-            bodies = [_Program(params["body_jaxpr"], self._size)]
-            first, carried = params["body_nconsts"], len(bodies[0].outputs)
-        else:
-            bodies = [_Program(params["jaxpr"], self._size)]
-            first, carried = params["num_consts"], params["num_carry"]
+        loop = loop_of(equation)
+        bodies = [_Program(x, self._size) for x in loop.bodies]
+        first, carried = loop.constants, loop.carried
+        choice = equation.primitive.name == "cond"
         for body in bodies:  # results are in the memory of the loop's or the choice's own
             results = body.outputs[carried:]
-            body.over = {x: None for x in results if name == "cond" or x not in body.products}
+            body.over = {x: None for x in results if choice or x not in body.products}
             body.over |= zip(body.outputs[:carried], body.inputs[first:], strict=False)
         return max((body.peak() for body in bodies), key=lambda x: x.size)
 
@@ -197,12 +179,12 @@ def _stored(
         for x in op.reads:
             readers.setdefault(x, []).append(op)
     wanted, given = set(outputs), set(inputs)
-    fused = _ENTRYWISE | _REDUCTIONS
-    entrywise = [op for op in operations if op.name in _ENTRYWISE]
+    fused = ENTRYWISE | REDUCTIONS
+    entrywise = [op for op in operations if op.name in ENTRYWISE]
     for x in (x for op in entrywise for x in op.writes):
         x.stored = x in wanted or any(r.name not in fused for r in readers.get(x, ()))
     after = {op: op.writes[0] for op in entrywise}
-    for x in (x for op in operations if op.name in _PRODUCTS for x in op.writes):
+    for x in (x for op in operations if op.name in PRODUCTS for x in op.writes):
         end, only = x, readers.get(x, [])
         count = math.prod(x.shape)
         while len(only) == 1 and only[0] in after and math.prod(after[only[0]].shape) == count:

@@ -7,15 +7,15 @@ from typing import Any
 
 import jax
 import optax
-from jax.interpreters import partial_eval
 
+from fira_jax.jax_internals import inputs_used
 from fira_jax.trees import Params, path_name
 
 
 def used_entries(f: Callable[..., Any], mapping: Mapping[str, Any], *args: Any) -> set[str]:
     """The entries of ``mapping`` that the result of ``f(mapping, *args)`` depends on."""
     jaxpr = jax.make_jaxpr(f)(mapping, *args).jaxpr
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    used = inputs_used(jaxpr, [True] * len(jaxpr.outvars))
     with_paths = jax.tree_util.tree_flatten_with_path(mapping)[0]
     return {
         path[0].key
@@ -59,7 +59,7 @@ def require_independent_parameters(tx: optax.GradientTransformation, params: Par
     closed, out = jax.make_jaxpr(update, return_shape=True)(probe, probe, state, value)
     names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(out)[0]]
     for i, name in enumerate(names):
-        _, used = partial_eval.dce_jaxpr(closed.jaxpr, [j == i for j in range(len(names))])
+        used = inputs_used(closed.jaxpr, [j == i for j in range(len(names))])
         both = zip(used[: len(paths)], used[len(paths) : 2 * len(paths)], paths, strict=True)
         owners = [path for grad, param, path in both if grad or param]
         if i < len(paths) and paths[i] not in owners:

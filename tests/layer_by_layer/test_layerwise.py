@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import jax
-import jax.extend.core as jax_core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -14,6 +13,7 @@ import pytest
 from support import normal
 
 import fira_jax
+from fira_jax.jax_internals import inner_programs, loop_of
 
 LAYERS, WIDTH, INNER, VOCABULARY, BATCH, LENGTH = 3, 6, 10, 11, 4, 5
 MATRICES = fira_jax.match_paths(("embedding", "head", "mlp"))
@@ -132,12 +132,12 @@ def stacks_made(jaxpr: Any, shape: tuple[int, ...]) -> list[str]:
     """Names of the operations, however deep, that make a new array of this shape."""
     made = []
     for equation in jaxpr.eqns:
-        inner = list(jax_core.jaxprs_in_params(equation.params))
+        inner = list(inner_programs(equation))
         for program in inner:
             made += stacks_made(program, shape)
         outputs = equation.outvars
         if equation.primitive.name == "scan":
-            outputs = outputs[equation.params["num_carry"] :]  # the carry is written in place
+            outputs = outputs[loop_of(equation).carried :]  # the carry is written in place
         elif inner:
             outputs = []  # made inside, as counted above
         if any(getattr(x.aval, "shape", None) == shape for x in outputs):
