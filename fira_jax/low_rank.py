@@ -7,17 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from fira_jax import basis as bases
+from fira_jax import refresh as rules
 from fira_jax.checks import require_choice, require_count, require_float_dtype
 from fira_jax.matrix_view import MatrixView
-from fira_jax.plan import Leaf, Rank, Side, decide
-from fira_jax.refresh import Rule
-from fira_jax.refresh.schedules import Schedule, fixed
-from fira_jax.refresh.schedules import resolve as resolve_rule
+from fira_jax.plan import Leaf, Rank, Side, decide, record
 from fira_jax.trees import Params, is_leaf, unbox
 
 
@@ -86,9 +83,15 @@ class LowRank:
     weight_dimension_numbers: Any = None
     seed: jax.typing.ArrayLike = 0
     moments: Literal["keep", "carry", "reset"] = "keep"
-    refresh: str | Schedule | Rule = "fixed"
+    refresh: str | rules.Schedule | rules.Rule = "fixed"
     basis_dtype: jax.typing.DTypeLike | None = None
     pieces: int = 1
+    # What the names above stand for, and what was decided before.
+    kind: bases.Basis = dataclasses.field(init=False, repr=False, compare=False)
+    rule: rules.Rule = dataclasses.field(init=False, repr=False, compare=False)
+    _decided: dict[Any, list[Leaf | None]] = dataclasses.field(
+        init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Checks every argument and resolves names."""
@@ -105,19 +108,21 @@ class LowRank:
         require_choice("side", self.side, get_args(Side))
         require_choice("moments", self.moments, ("keep", "carry", "reset"))
         basis = bases.resolve(self.basis)
-        object.__setattr__(self, "basis", basis)
-        object.__setattr__(self, "refresh", resolve_rule(self.refresh))
-        if self.moments == "carry" and not getattr(basis, "turns", basis.orthonormal):
+        rule = rules.resolve(self.refresh)
+        for name, value in (("basis", basis), ("kind", basis), ("refresh", rule), ("rule", rule)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_decided", {})
+        if self.moments == "carry" and not basis.turns:
             raise ValueError(
                 "moments='carry' needs a basis of orthonormal vectors that all columns share: in "
                 f"another one the moments would grow at every refresh, got basis={basis!r}"
             )
-        if self.moments == "carry" and _stores_nothing(basis):
+        if self.moments == "carry" and not basis.stores():
             raise ValueError(
                 "moments='carry' needs a stored basis: the one before a refresh is not known "
                 f"otherwise, got basis={basis!r}"
             )
-        if self.moments == "reset" and self.refresh is not fixed:
+        if self.moments == "reset" and rule != rules.FIXED:
             raise ValueError(
                 "moments='reset' needs refresh='fixed': other rules do not tell the moments when "
                 f"to start anew, got refresh={self.refresh!r}"
@@ -132,13 +137,27 @@ class LowRank:
           ValueError: dimension numbers do not fit a parameter, or a parameter is neither real nor
             floating point.
         """
+        # Every piece of a chain asks for the same tree: it is decided once.
+        leaves, structure = jax.tree.flatten(unbox(params), is_leaf=is_leaf)
+        shapes = tuple((getattr(x, "shape", None), getattr(x, "dtype", None)) for x in leaves)
+        try:
+            known = self._decided.get((structure, shapes))
+        except TypeError:  # what a user's own container holds need not be hashable
+            return self._decide(params)
+        if known is None:
+            known = self._decided[structure, shapes] = self._decide(params)
+        else:
+            record(params, known)
+        return known
+
+    def _decide(self, params: Params) -> list[Leaf | None]:
         return decide(
             params,
             self.weight_dimension_numbers,
             self.side,
             self.rank,
             self.pieces,
-            clip=not getattr(self.basis, "any_rank", False),
+            clip=not self.kind.any_rank,
         )
 
     def for_each(self, params: Params, make: Callable[[Leaf], Any]) -> Any:
@@ -159,7 +178,3 @@ class LowRank:
     def elsewhere(self, params: Params) -> Any:
         """True for each parameter that is not projected: a mask for ``optax.masked``."""
         return self.for_each(params, lambda leaf: leaf.view is None and 0 not in leaf.shape)
-
-
-def _stores_nothing(basis: bases.Basis) -> bool:
-    return jax.eval_shape(lambda: basis.init(256, 256, jnp.float32)) is None

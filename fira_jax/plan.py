@@ -29,16 +29,21 @@ class Leaf(NamedTuple):
     """What will happen to one parameter.
 
     Attributes:
-      path: where it stands in the tree, such as ``layers/attn/q``.
+      keys: where it stands in the tree, as JAX has it.
       shape: its shape.
       dtype: its dtype.
       view: how it is read as matrices and at which rank, or None if it is not projected.
     """
 
-    path: str
+    keys: tuple[Any, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
     view: MatrixView | None
+
+    @property
+    def path(self) -> str:
+        """The keys as people write them, such as ``layers/attn/q``."""
+        return path_name(self.keys)
 
 
 def decide(
@@ -67,9 +72,7 @@ def decide(
         _leaf(path, x, spec, side, rank, pieces, clip)
         for (path, x), spec in zip(with_paths, specs, strict=True)
     ]
-    recorder = _recorder.get()
-    if recorder is not None:
-        recorder.extend(leaf for leaf in plan if leaf)
+    record(params, plan)
     return plan
 
 
@@ -87,7 +90,7 @@ def _leaf(
             "floating-point dtype; leave it out with optax.masked or optax.partition"
         )
     if spec is None or 0 in x.shape:
-        return Leaf(name, tuple(x.shape), x.dtype, None)
+        return Leaf(path, tuple(x.shape), x.dtype, None)
     if isinstance(rank, Mapping):
         if name not in rank:
             raise ValueError(
@@ -97,8 +100,8 @@ def _leaf(
         rank = rank[name]
     view = matrix_view(name, x.shape, spec, side, rank, pieces, clip=clip)
     if isinstance(spec, WhereItSaves) and not _saves(view):
-        return Leaf(name, tuple(x.shape), x.dtype, None)
-    return Leaf(name, tuple(x.shape), x.dtype, view)
+        return Leaf(path, tuple(x.shape), x.dtype, None)
+    return Leaf(path, tuple(x.shape), x.dtype, view)
 
 
 def _saves(view: MatrixView) -> bool:
@@ -167,17 +170,39 @@ def warn_if_nothing_is_projected(plan: Sequence[Leaf | None]) -> None:
         )
 
 
+class Decision(NamedTuple):
+    """What was decided about one tree of parameters.
+
+    Attributes:
+      structure: of the tree, which any state of these parameters stands in too.
+      leaves: what will happen to each parameter; None at masked places.
+    """
+
+    structure: Any
+    leaves: tuple[Leaf | None, ...]
+
+
 @contextlib.contextmanager
-def recording() -> Iterator[list[Leaf]]:
-    """Collects what every ``LowRank`` decides inside the block, through any wrapper around it."""
-    record: list[Leaf] = []
-    token = _recorder.set(record)
+def recording() -> Iterator[list[Decision]]:
+    """Collects what is decided inside the block, through any wrapper around it."""
+    decisions: list[Decision] = []
+    token = _decisions.set(decisions)
     try:
-        yield record
+        yield decisions
     finally:
-        _recorder.reset(token)
+        _decisions.reset(token)
 
 
-_recorder: contextvars.ContextVar[list[Leaf] | None] = contextvars.ContextVar(
-    "fira_jax_recorder", default=None
+def record(params: Params, plan: Sequence[Leaf | None]) -> None:
+    """Adds what was decided to the block that is recording, if there is one."""
+    decisions = _decisions.get()
+    if decisions is not None:
+        structure = jax.tree.structure(
+            unbox(params), is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+        )
+        decisions.append(Decision(structure, tuple(plan)))
+
+
+_decisions: contextvars.ContextVar[list[Decision] | None] = contextvars.ContextVar(
+    "fira_jax_decisions", default=None
 )

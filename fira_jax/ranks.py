@@ -39,7 +39,7 @@ def active_ranks(tx: optax.GradientTransformation, state: optax.OptState, params
     ranks = {}
     for item, array in zip(owned, jax.tree.leaves(state), strict=True):
         view = item.owner.view if item.owner else None
-        if item.owner is None or view is None or "bases" not in item.keys:
+        if item.owner is None or view is None or not item.basis:
             continue
         if array.shape == (*view.batch_shape, view.compressed_size, view.rank):
             used = jnp.max(jnp.sum(jnp.any(array != 0, axis=-2), axis=-1))
@@ -88,7 +88,7 @@ def resize_state(
         differing = [new for old, new in zip(x.shape, target, strict=False) if old != new]
         if x.ndim != len(target) or differing not in ([], [view.rank if view else None]):
             raise ValueError(
-                f"the state's {'/'.join(item.keys)} has shape {x.shape}, which does not become "
+                f"the state's {item.path} has shape {x.shape}, which does not become "
                 f"{target} by another rank"
             )
         kept = x[tuple(slice(size) for size in target)]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fira_jax.matrix_view import MatrixView
+from fira_jax.norms import column_energy
 
 
 @jax.tree_util.register_dataclass
@@ -43,8 +44,10 @@ class Subspace:
         None keeps all of it (:math:`\kappa = 0`, at no cost).
       rotation: :math:`P_{new}^\top P_{old}`, ``[*batch, r, r]``, when moments are to be carried
         into a new basis; None otherwise.
-      refreshed: whether any basis changed at this step, bool scalar; None with ``rotation``.
+      refreshed: whether this matrix's basis was due to be replaced at this step, bool
+        ``[*batch, 1, 1]``.
       view: how the weight is read as matrices.
+      path: where the weight stands in the tree, such as ``layers/attn/q``.
       residual_map: :math:`f`, what is done to the entries of the residual, such as ``jnp.sign``;
         None for nothing.
       orthonormal: whether the columns of ``basis`` are orthonormal to float32 precision.
@@ -70,8 +73,9 @@ class Subspace:
     residual_scale: jax.Array | None
     residual_leak: jax.Array | None
     rotation: jax.Array | None
-    refreshed: jax.Array | None
+    refreshed: jax.Array
     view: MatrixView = dataclasses.field(metadata={"static": True})
+    path: str = dataclasses.field(metadata={"static": True})
     orthonormal: bool = dataclasses.field(metadata={"static": True})
     residual_map: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
         metadata={"static": True}
@@ -83,5 +87,7 @@ class Subspace:
         return jnp.where(self.usable, self.view.column_energy(self.matrix), 0)
 
     def replace(self, **changes: Any) -> Subspace:
-        """A copy with some fields rewritten."""
+        """A copy with some fields rewritten; the energies follow new coordinates."""
+        if "raw" in changes and "raw_energy" not in changes:
+            changes["raw_energy"] = column_energy(changes["raw"])
         return dataclasses.replace(self, **changes)

@@ -14,6 +14,7 @@ from fira_jax.basis.svd import Svd as Svd
 from fira_jax.basis.switching import Switching as Switching
 from fira_jax.basis.tracked import Grassmann as Grassmann
 from fira_jax.basis.tracked import PowerIteration as PowerIteration
+from fira_jax.completion import completed
 from fira_jax.matrix_view import Directions as Directions
 
 _NAMED: dict[str, type[Basis]] = {
@@ -49,6 +50,7 @@ def resolve(basis: str | Basis) -> Basis:
         if basis not in _NAMED:
             raise ValueError(f"basis must be one of {', '.join(map(repr, _NAMED))}, got {basis!r}")
         return _NAMED[basis]()
-    if isinstance(basis, type) or not isinstance(basis, Basis):
+    whole = completed(basis, Basis)
+    if whole is None:
         raise TypeError(f"basis must be a name or a fira_jax.basis.Basis object, got {basis!r}")
-    return basis
+    return whole

@@ -28,7 +28,8 @@ class Adaptive(Svd):
     Args:
       energy: :math:`e`, the share of the squared Frobenius norm that is kept.
       smallest: vectors that are kept at least.
-      of: where the vectors come from, in the order of their energy.
+      of: where the vectors come from, in the order of their energy: a basis that is found anew at
+        each refresh.
 
     Raises:
       ValueError: an argument is out of range.
@@ -59,10 +60,19 @@ class Adaptive(Svd):
         if self.smallest < 1:
             raise ValueError(f"smallest must be at least 1, got {self.smallest}")
         require_vectors("of", self.of)
+        if self.of.moves:
+            raise ValueError(
+                "of must be a basis that is found anew at each refresh: vectors that are switched "
+                f"off leave nothing to move on from, got {self.of!r}"
+            )
 
     @property
     def whole(self) -> bool:  # noqa: D102
-        return getattr(self.of, "whole", False)
+        return self.of.whole
+
+    @property
+    def scale_free(self) -> bool:  # noqa: D102
+        return self.of.scale_free
 
     def find(  # noqa: D102
         self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fira_jax.basis.protocol import Basis
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ def places(indices: jax.Array, size: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
+class Columns(Basis):
     r""":math:`r` coordinate directions drawn at random: whole rows or columns of the weight.
 
     With ``side="input"`` those are input units (columns of a PyTorch weight), with ``"output"``

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from fira_jax.basis.columns import match_indices
+from fira_jax.basis.protocol import Basis
 
 
 @dataclasses.dataclass(frozen=True)
-class Dct:
+class Dct(Basis):
     r"""The :math:`r` vectors of the orthonormal DCT-II that carry most of the gradient's energy.
 
     .. math::

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fira_jax.basis.protocol import Basis
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class BlockMeans:
 
 
 @dataclasses.dataclass(frozen=True)
-class Haar:
+class Haar(Basis):
     r"""Block means: the :math:`r` low-pass coefficients of a Haar wavelet transform.
 
     With :math:`a / r = 2^\ell` these are the approximation coefficients of level :math:`\ell`; what

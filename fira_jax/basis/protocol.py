@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import abc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +11,27 @@ import jax.numpy as jnp
 from fira_jax.matrix_view import Directions
 
 
-@runtime_checkable
-class Basis(Protocol):
+class Basis(abc.ABC):
     r"""How the subspace of one matrix is found, stored and turned into vectors.
 
-    All methods see a single matrix in canonical orientation, ``a`` being the compressed axis;
-    batching, the schedule of refreshes and the guard against unusable gradients are done around
-    them. What is stored is an array, or a pytree of several. A basis may have one method more,
-    ``turn(new, old)``: :math:`P_{new}^\top P_{old}` from what is stored, ``[..., rank, rank]``,
-    where that is simpler than the product of the vectors; and ``observe(stored, raw)``: what is
-    stored after a step in which the coordinates were ``raw`` (``[..., rank, b]``).
+    A frozen dataclass derived from this class, with the three methods :meth:`init`, :meth:`find`
+    and :meth:`vectors`; everything else has a default. All methods see a single matrix in canonical
+    orientation, ``a`` being the compressed axis; batching, the schedule of refreshes and the guard
+    against unusable gradients are done around them. What is stored is an array, or a pytree of
+    several, or nothing.
 
     Attributes:
       orthonormal: whether :meth:`vectors` has orthonormal columns.
-      turns: optional, like ``orthonormal`` if missing: whether moments can be carried from one
-        basis to the next by :math:`P_{new}^\top P_{old}` without growing.
-      any_rank: optional, False if missing: whether there can be more vectors than the matrix has
-        columns.
-      scale_free: optional, True if missing: whether a gradient's size makes no difference to the
-        subspace, so that :meth:`find` may be given it at any.
-      whole: optional, False if missing: whether :meth:`find` needs all of a matrix on one device;
-        each device of a mesh is then dealt matrices of its own.
+      turns: whether moments can be carried from one basis to the next by
+        :math:`P_{new}^\top P_{old}` without growing; like ``orthonormal`` unless said otherwise.
+      any_rank: whether there can be more vectors than the matrix has columns.
+      scale_free: whether a gradient's size makes no difference to the subspace, so that
+        :meth:`find` may be given it at any.
+      whole: whether :meth:`find` needs all of a matrix on one device; each device of a mesh is then
+        dealt matrices of its own.
+      moves: whether :meth:`find` starts from the basis as it is, so that it must find there what it
+        left.
+      observes: whether :meth:`observe` does anything.
 
     Example:
       >>> import fira_jax
@@ -38,11 +39,23 @@ class Basis(Protocol):
       True
     """
 
-    orthonormal: bool
+    orthonormal: bool = False
+    any_rank: bool = False
+    scale_free: bool = True
+    whole: bool = False
+    moves: bool = False
+    observes: bool = False
 
+    @property
+    def turns(self) -> bool:
+        """Whether moments can be carried; of orthonormal vectors they can."""
+        return self.orthonormal
+
+    @abc.abstractmethod
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> Any:
         """What is stored before the first refresh, or None if nothing ever is."""
 
+    @abc.abstractmethod
     def find(self, grad: jax.Array, stored: Any, rank: int, key: jax.Array) -> Any:
         """A new stored value from a gradient.
 
@@ -57,6 +70,7 @@ class Basis(Protocol):
           A value of the structure, shapes and dtypes of ``stored``.
         """
 
+    @abc.abstractmethod
     def vectors(
         self,
         stored: Any,
@@ -67,9 +81,23 @@ class Basis(Protocol):
     ) -> jax.Array | Directions:
         """The basis ``[..., a, rank]`` that ``stored`` stands for, as an array or as directions.
 
-        ``stored`` has leading batch axes, ``[..., *shape of init]``, in each of its arrays; it is
-        None if nothing is stored.
+        ``stored`` has leading batch axes, ``[..., *shape of init]``, in each of its arrays.
         """
+
+    def turn(self, new: Any, old: Any) -> jax.Array | None:  # noqa: ARG002
+        r""":math:`P_{new}^\top P_{old}`, ``[..., rank, rank]``, from what is stored.
+
+        None, the default, where the product of the vectors is the simplest way.
+        """
+        return None
+
+    def observe(self, stored: Any, raw: jax.Array) -> Any:  # noqa: ARG002
+        """What is stored after a step in which the coordinates were ``raw``, ``[..., rank, b]``."""
+        return stored
+
+    def stores(self) -> bool:
+        """Whether anything is stored at all."""
+        return bool(jax.tree.leaves(jax.eval_shape(lambda: self.init(256, 256, jnp.float32))))
 
 
 def canonical_signs(vectors: jax.Array) -> jax.Array:

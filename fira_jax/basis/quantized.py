@@ -14,7 +14,7 @@ from fira_jax.codes import Linear, blocks, decode_linear, encode_linear, unblock
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantized:
+class Quantized(Basis):
     r"""Another basis, each of whose vectors' entries is stored in 4 bits (or 8).
 
     Entries :math:`x` of a group, neighbours in the basis read row by row, share a scale and the
@@ -68,15 +68,26 @@ class Quantized:
             raise ValueError(
                 f"only a basis that stores its vectors can be quantized, got {self.inner!r}"
             )
+        if self.inner.observes:
+            raise ValueError(
+                f"a basis that learns at every step cannot be quantized, got {self.inner!r}"
+            )
 
     @property
-    def scale_free(self) -> bool:
-        """Whether a gradient's size makes no difference to the inner basis."""
-        return getattr(self.inner, "scale_free", True)
+    def any_rank(self) -> bool:  # noqa: D102
+        return self.inner.any_rank
+
+    @property
+    def scale_free(self) -> bool:  # noqa: D102
+        return self.inner.scale_free
 
     @property
     def whole(self) -> bool:  # noqa: D102
-        return getattr(self.inner, "whole", False)
+        return self.inner.whole
+
+    @property
+    def moves(self) -> bool:  # noqa: D102
+        return self.inner.moves
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> Linear:  # noqa: D102
         return self._encode(self.inner.init(a, rank, dtype))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fira_jax.basis.columns import places, random_subset
+from fira_jax.basis.protocol import Basis
 from fira_jax.basis.randomized import mixed
 
 
@@ -50,7 +51,7 @@ class Entries:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandK:
+class RandK(Basis):
     r""":math:`r` entries of each column drawn at random, others in other columns.
 
     Stores :math:`r + 1` integers for a matrix, the last of which seeds the turns.

@@ -8,9 +8,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fira_jax.basis.protocol import Basis
+
 
 @dataclasses.dataclass(frozen=True)
-class Random:
+class Random(Basis):
     r"""A Gaussian matrix with entries of variance :math:`1/r`, so that :math:`E[P P^\top] = I`.
 
     Regenerated from the seed at every step, replaced every ``update_proj_gap`` steps; the state

@@ -47,9 +47,7 @@ class Randomized(Svd):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
-    @property
-    def whole(self) -> bool:  # noqa: D102
-        return False
+    whole = False
 
     def find(  # noqa: D102
         self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array

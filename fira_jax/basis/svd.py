@@ -11,7 +11,7 @@ from fira_jax.basis.protocol import Basis, canonical_signs, coordinate_vectors
 
 
 @dataclasses.dataclass(frozen=True)
-class Svd:
+class Svd(Basis):
     r"""The best rank-:math:`r` subspace of the gradient: its leading left singular vectors.
 
     What GaLore and Fira use. Meant for parity with them and for small matrices: the cost is
@@ -24,10 +24,7 @@ class Svd:
     """
 
     orthonormal = True
-
-    @property
-    def whole(self) -> bool:  # noqa: D102
-        return True
+    whole = True
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: D102
         return coordinate_vectors(a, rank, dtype)

@@ -51,6 +51,7 @@ class Switching:
     decay: float = 0.999
     start: Svd = dataclasses.field(default=Randomized(), kw_only=True)
     orthonormal = True
+    moves = True
     # The gradient is added to a covariance: its size matters.
     scale_free = False
 
@@ -60,6 +61,10 @@ class Switching:
             raise ValueError(f"leading must not be negative, got {self.leading}")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {self.decay}")
+
+    @property
+    def observes(self) -> bool:  # noqa: D102
+        return self.decay != 0
 
     @property
     def whole(self) -> bool:  # noqa: D102

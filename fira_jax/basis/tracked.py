@@ -24,13 +24,15 @@ class Tracked(Svd):
 
     start: Basis = dataclasses.field(default=Randomized(), kw_only=True)
 
+    moves = True
+
     def __post_init__(self) -> None:
         """Checks the argument."""
         require_vectors("start", self.start)
 
     @property
     def whole(self) -> bool:  # noqa: D102
-        return getattr(self.start, "whole", False)
+        return self.start.whole
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: D102
         return jnp.zeros((a, rank), dtype)

@@ -109,12 +109,12 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
       1 of 2 parameters projected; optimizer state 18.5 KiB beside Adam's 128.5 KiB (14.4%)
     """
     parameters, owned, _ = owned_state(tx, params)
-    state_bytes = dict.fromkeys((leaf.path for leaf in parameters), 0)
+    state_bytes = dict.fromkeys((leaf.keys for leaf in parameters), 0)
     for item in owned:
         if item.owner is not None:
-            state_bytes[item.owner.path] += _bytes(item.array)
+            state_bytes[item.owner.keys] += _bytes(item.array)
     rows = tuple(
-        Row(leaf.path, leaf.shape, leaf.view, state_bytes[leaf.path], 2 * _bytes(leaf))
+        Row(leaf.path, leaf.shape, leaf.view, state_bytes[leaf.keys], 2 * _bytes(leaf))
         for leaf in parameters
     )
     total = sum(_bytes(item.array) for item in owned)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fira_jax.matrix_view import MatrixView
-from fira_jax.refresh.protocol import matrix_norm
+from fira_jax.refresh.protocol import Rule, matrix_norm
 from fira_jax.subspace import Subspace
 
 
@@ -27,7 +27,7 @@ class DisplacementMemory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Displacement:
+class Displacement(Rule):
     r"""Switches when the unit projected gradient has moved too little a step since the last switch.
 
     Every ``update_proj_gap`` steps of a subspace's life :math:`T` the matrix is judged by
@@ -73,6 +73,8 @@ class Displacement:
         memory: DisplacementMemory,
         count: jax.Array,  # noqa: ARG002
         gap: int,  # noqa: ARG002
+        index: jax.typing.ArrayLike,  # noqa: ARG002
+        total: int,  # noqa: ARG002
     ) -> jax.Array:
         return memory.age == 0
 

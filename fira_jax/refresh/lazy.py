@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fira_jax.matrix_view import MatrixView
+from fira_jax.refresh.protocol import Rule
 from fira_jax.subspace import Subspace
 
 
@@ -25,7 +26,7 @@ class LazyMemory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Lazy:
+class Lazy(Rule):
     r"""Doubles a matrix's own gap whenever its leading direction has been stable for some time.
 
     At each refresh but the first, :math:`|\langle p_{old}, p_{new} \rangle|` of the first basis
@@ -71,7 +72,14 @@ class Lazy:
         empty = jnp.full((*view.batch_shape, self.queue), -self.queue, jnp.float32)
         return LazyMemory(jnp.zeros(view.batch_shape, jnp.int32), empty)
 
-    def due(self, memory: LazyMemory, count: jax.Array, gap: int) -> jax.Array:  # noqa: ARG002, D102
+    def due(  # noqa: D102
+        self,
+        memory: LazyMemory,
+        count: jax.Array,
+        gap: int,  # noqa: ARG002
+        index: jax.typing.ArrayLike,  # noqa: ARG002
+        total: int,  # noqa: ARG002
+    ) -> jax.Array:
         return (memory.gap == 0) | (count % jnp.maximum(memory.gap, 1) == 0)
 
     def update(  # noqa: D102

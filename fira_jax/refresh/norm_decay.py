@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fira_jax.matrix_view import MatrixView
-from fira_jax.refresh.protocol import matrix_norm
+from fira_jax.refresh.protocol import Rule, matrix_norm
 from fira_jax.subspace import Subspace
 
 
@@ -28,7 +28,7 @@ class NormDecayMemory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class NormDecay:
+class NormDecay(Rule):
     r"""Refreshes when the norm of the projected gradient has fallen far enough.
 
     .. math::
@@ -78,7 +78,14 @@ class NormDecay:
         zeros = jnp.zeros(view.batch_shape, jnp.promote_types(dtype, jnp.float32))
         return NormDecayMemory(jnp.zeros(view.batch_shape, jnp.int32), zeros, zeros)
 
-    def due(self, memory: NormDecayMemory, count: jax.Array, gap: int) -> jax.Array:  # noqa: ARG002, D102
+    def due(  # noqa: D102
+        self,
+        memory: NormDecayMemory,
+        count: jax.Array,  # noqa: ARG002
+        gap: int,  # noqa: ARG002
+        index: jax.typing.ArrayLike,  # noqa: ARG002
+        total: int,  # noqa: ARG002
+    ) -> jax.Array:
         return memory.age == 0
 
     def update(  # noqa: D102

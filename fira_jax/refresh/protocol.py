@@ -1,8 +1,9 @@
-"""The interface of refresh rules that need to see what happens to a matrix."""
+"""The interface of refresh rules."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import abc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,15 @@ from fira_jax.matrix_view import MatrixView
 from fira_jax.subspace import Subspace
 
 
-@runtime_checkable
-class Rule(Protocol):
-    """When each basis is replaced, judged by its gradients and by the bases before.
+class Rule(abc.ABC):
+    """When each basis is replaced, judged by the step and by what the rule remembers.
 
     A frozen dataclass whose methods work on all matrices of one parameter at once, with leading
-    batch axes. A step whose gradient is zero or not finite teaches nothing: the memory stays as it
-    was, and a matrix that was due stays due. (A rule that needs no memory is a plain function, see
-    :class:`fira_jax.LowRank`.)
+    batch axes. Only :meth:`due` must be there. A step whose gradient is zero or not finite teaches
+    nothing: the memory stays as it was, and a matrix that was due stays due.
+
+    Attributes:
+      judges: whether it judges the basis in use, which must then be stored.
 
     Example:
       >>> import fira_jax
@@ -26,19 +28,39 @@ class Rule(Protocol):
       True
     """
 
-    def init(self, view: MatrixView, dtype: jax.typing.DTypeLike) -> Any:
-        """The memory at the start, a pytree of arrays ``[*batch, ...]``; ``dtype`` the weight's."""
+    judges: bool = True
 
-    def due(self, memory: Any, count: jax.Array, gap: int) -> jax.Array:
+    def init(self, view: MatrixView, dtype: jax.typing.DTypeLike) -> Any:  # noqa: ARG002
+        """The memory at the start, a pytree of arrays ``[*batch, ...]``; nothing by default.
+
+        Args:
+          view: how the parameter is read as matrices.
+          dtype: the parameter's.
+        """
+        return ()
+
+    @abc.abstractmethod
+    def due(
+        self, memory: Any, count: jax.Array, gap: int, index: jax.typing.ArrayLike, total: int
+    ) -> jax.Array:
         """Which bases are to be replaced before this step, bool ``[*batch]``.
 
         Args:
           memory: what :meth:`init` or :meth:`update` returned.
           count: steps taken before this one.
           gap: ``update_proj_gap``; each rule says what it means to it.
+          index: which of the model's matrices these are, int ``[*batch]``.
+          total: how many matrices the model has.
         """
 
-    def update(self, memory: Any, node: Subspace, old: Any, refreshed: jax.Array, gap: int) -> Any:
+    def update(
+        self,
+        memory: Any,
+        node: Subspace,  # noqa: ARG002
+        old: Any,  # noqa: ARG002
+        refreshed: jax.Array,  # noqa: ARG002
+        gap: int,  # noqa: ARG002
+    ) -> Any:
         """The memory after a step.
 
         Args:
@@ -48,6 +70,7 @@ class Rule(Protocol):
           refreshed: whether the basis was replaced at this step, bool ``[*batch]``.
           gap: ``update_proj_gap``.
         """
+        return memory
 
 
 def matrix_norm(node: Subspace) -> jax.Array:

@@ -1,8 +1,9 @@
-"""When a basis is replaced, and how all bases of a model are replaced together."""
+"""How all bases of a model that are due are replaced together."""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
@@ -11,21 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fira_jax.basis.protocol import Basis
 from fira_jax.matrix_view import MatrixView
-from fira_jax.refresh.dealing import dealt_out, one_by_one
+from fira_jax.refresh.dealing import Find, Read, dealt_out, one_by_one
 
 
-def refresh(
+def replace_bases(
     basis: Basis,
     views: Sequence[MatrixView],
     matrices: Sequence[jax.Array],
     stored: Sequence[Any],
     due: Sequence[jax.Array],
     key: jax.Array,
-) -> tuple[list[Any], jax.Array]:
+) -> list[Any]:
     """Replaces the bases that are due and whose gradient is usable.
 
     Matrices of one canonical shape share one conditional and one factorization, compiled once and
@@ -38,39 +38,32 @@ def refresh(
       basis: kind of basis.
       views: how each parameter is read as matrices.
       matrices: the gradients ``[*batch, m, n]``.
-      stored: what the basis stores for each, arrays ``[*batch, ...]``; masked where it stores
-        nothing.
+      stored: what the basis stores for each, arrays ``[*batch, ...]``, or nothing.
       due: which of them are to be replaced, bool ``[*batch]`` for each parameter.
       key: for whatever is random.
 
     Returns:
-      The new stored values, and whether any basis was due.
+      The new stored values.
     """
-    groups: dict[Any, list[int]] = collections.defaultdict(list)
+    alike: dict[Any, list[int]] = collections.defaultdict(list)
     for i, (view, matrix, old) in enumerate(zip(views, matrices, stored, strict=True)):
-        if not isinstance(old, optax.MaskedNode):
+        dtypes = tuple(x.dtype for x in jax.tree.leaves(old))
+        if dtypes:
             size = (view.compressed_size, view.long_size, view.rank)
-            dtypes = tuple(x.dtype for x in jax.tree.leaves(old))
-            groups[size, matrix.dtype, dtypes].append(i)
+            alike[size, matrix.dtype, dtypes].append(i)
 
     new = list(stored)
-    for group in groups.values():
-        found = _refresh_alike(
-            basis,
-            tuple(views[i] for i in group),
-            [matrices[i] for i in group],
-            [stored[i] for i in group],
-            [due[i].reshape(-1) for i in group],
-            key,
-        )
+    for group in alike.values():
+        of_group = ([x[i] for i in group] for x in (matrices, stored, due))
+        found = _replace_alike(basis, tuple(views[i] for i in group), *of_group, key)
         for i, value in zip(group, found, strict=True):
             new[i] = value
-    return new, jnp.any(jnp.concatenate([x.reshape(-1) for x in due] or [jnp.zeros(0, bool)]))
+    return new
 
 
 # Jitted so that an update that is not inside a jit compiles its refresh once, not at every step.
 @functools.partial(jax.jit, static_argnames=("basis", "views"))
-def _refresh_alike(
+def _replace_alike(
     basis: Basis,
     views: tuple[MatrixView, ...],
     matrices: list[jax.Array],
@@ -78,61 +71,104 @@ def _refresh_alike(
     due: list[jax.Array],
     key: jax.Array,
 ) -> list[Any]:
-    """Refreshes parameters whose matrices have the same canonical shape."""
-    rank = views[0].rank
-    # A parameter that is a stack stays where it stands, however large. Single matrices are copied
-    # into one: to pick each by a branch of its own would take the compiler longer. (Its key is a
-    # tuple, since the position 1 would equal True.)
-    together = collections.defaultdict(list)
-    for i, view in enumerate(views):
-        together[(i,) if view.batch_shape else view.compress_input].append(i)
-    order = [i for members in together.values() for i in members]
+    """The same for parameters whose matrices have the same canonical shape."""
+    stacks = _Stacks.of(views)
+    all_due = jnp.concatenate([due[i].reshape(-1) for i in stacks.order])
 
-    def flat(i: int) -> Any:
-        batch = len(views[i].batch_shape)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[batch:]), stored[i])
-
-    def refresh_all() -> list[Any]:
-        stacks = [
-            jnp.concatenate([matrices[i].reshape(-1, *views[i].matrix_shape) for i in members])
-            for members in together.values()
-        ]
-        pick = [
-            lambda i, x=stack, view=views[members[0]]: view.canonical(x[i])
-            for stack, members in zip(stacks, together.values(), strict=True)
-        ]
-
-        def read(where: tuple[jax.Array, jax.Array]) -> jax.Array:
-            stack, index = where
-            return jax.lax.switch(stack, pick, index)
-
-        def find(grad: jax.Array, old: Any) -> Any:
-            # Widened where it is used: a copy in float32 outside the branch would exist beside it.
-            wide = jnp.promote_types(grad.dtype, jnp.float32)
-            largest = jnp.max(jnp.abs(grad)).astype(wide)
-            # One over a subnormal number is infinite.
-            usable = jnp.isfinite(largest) & (largest >= jnp.finfo(wide).tiny)
-            unit = largest if getattr(basis, "scale_free", True) else 1
-            return jax.lax.cond(
-                usable, lambda: basis.find(grad.astype(wide) / unit, old, rank, key), lambda: old
-            )
-
-        find_each = dealt_out if getattr(basis, "whole", False) else one_by_one
+    def replace() -> list[Any]:
+        find_each = dealt_out if basis.whole else one_by_one
         found = find_each(
-            read,
-            find,
-            (
-                np.repeat(np.arange(len(stacks)), [len(x) for x in stacks]),
-                np.concatenate([np.arange(len(x)) for x in stacks]),
-            ),
-            jax.tree.map(lambda *x: jnp.concatenate(x), *(flat(i) for i in order)),
-            jnp.concatenate([due[i] for i in order]),
+            stacks.reader(matrices),
+            _finder(basis, views[0].rank, key),
+            stacks.addresses(),
+            stacks.gather(stored),
+            all_due,
         )
-        ends = itertools.accumulate(len(due[i]) for i in order)
-        rows = {i: slice(end - len(due[i]), end) for i, end in zip(order, ends, strict=True)}
+        return stacks.scatter(found, stored)
+
+    return jax.lax.cond(jnp.any(all_due), replace, lambda: stored)
+
+
+def _finder(basis: Basis, rank: int, key: jax.Array) -> Find:
+    """``(gradient, stored) -> stored``: finds a basis if the gradient is usable."""
+
+    def find(grad: jax.Array, old: Any) -> Any:
+        # Widened where it is used: a copy in float32 outside the branch would exist beside it.
+        wide = jnp.promote_types(grad.dtype, jnp.float32)
+        largest = jnp.max(jnp.abs(grad)).astype(wide)
+        # One over a subnormal number is infinite.
+        usable = jnp.isfinite(largest) & (largest >= jnp.finfo(wide).tiny)
+        unit = largest if basis.scale_free else 1
+        return jax.lax.cond(
+            usable, lambda: basis.find(grad.astype(wide) / unit, old, rank, key), lambda: old
+        )
+
+    return find
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stacks:
+    """Parameters of one canonical shape, as few stacks of matrices ``[count, m, n]``.
+
+    A parameter that is a stack stays where it stands, however large. Single matrices of one
+    orientation are copied into one stack: to pick each by a branch of its own would take the
+    compiler longer.
+
+    Attributes:
+      views: of each parameter.
+      members: which parameters each stack holds.
+    """
+
+    views: tuple[MatrixView, ...]
+    members: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, views: tuple[MatrixView, ...]) -> _Stacks:
+        together: dict[Any, list[int]] = collections.defaultdict(list)
+        for i, view in enumerate(views):
+            # A tuple, since the position 1 would equal True.
+            together[(i,) if view.batch_shape else view.compress_input].append(i)
+        return cls(views, tuple(map(tuple, together.values())))
+
+    @property
+    def order(self) -> list[int]:
+        """The parameters in the order in which they stand in the stacks."""
+        return list(itertools.chain.from_iterable(self.members))
+
+    def _count(self, i: int) -> int:
+        return int(np.prod(self.views[i].batch_shape, dtype=int))
+
+    def addresses(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each matrix the number of its stack and its place in it."""
+        sizes = [sum(map(self._count, members)) for members in self.members]
+        return np.repeat(np.arange(len(sizes)), sizes), np.concatenate(list(map(np.arange, sizes)))
+
+    def reader(self, matrices: Sequence[jax.Array]) -> Read:
+        """``address -> [a, b]`` from the parameters' gradients."""
+
+        def branch(members: tuple[int, ...]) -> Any:
+            shape = self.views[members[0]].matrix_shape
+            stack = jnp.concatenate([matrices[i].reshape(-1, *shape) for i in members])
+            return lambda place: self.views[members[0]].canonical(stack[place])
+
+        branches = list(map(branch, self.members))
+        return lambda address: jax.lax.switch(address[0], branches, address[1])
+
+    def gather(self, stored: Sequence[Any]) -> Any:
+        """What is stored for all matrices, arrays ``[count, ...]``."""
+
+        def flat(i: int) -> Any:
+            batch = len(self.views[i].batch_shape)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[batch:]), stored[i])
+
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *map(flat, self.order))
+
+    def scatter(self, found: Any, like: Sequence[Any]) -> list[Any]:
+        """The way back from :meth:`gather`: a value shaped like each of ``like``."""
+        ends = list(itertools.accumulate(map(self._count, self.order), initial=0))
+        slices = itertools.starmap(slice, itertools.pairwise(ends))
+        rows = dict(zip(self.order, slices, strict=True))
         return [
             jax.tree.map(lambda x, y, i=i: x[rows[i]].reshape(y.shape), found, old)
-            for i, old in enumerate(stored)
+            for i, old in enumerate(like)
         ]
-
-    return jax.lax.cond(jnp.any(jnp.concatenate(due)), refresh_all, lambda: stored)

@@ -60,7 +60,7 @@ def state_shardings(
                 f"parameter '{leaf.path}' with shape {leaf.shape}: expected a NamedSharding, "
                 f"got {sharding!r}"
             )
-    by_path = {leaf.path: s for leaf, s in zip(parameters, shardings, strict=True)}
+    by_keys = {leaf.keys: s for leaf, s in zip(parameters, shardings, strict=True)}
     if not shardings:
         return jax.tree.unflatten(treedef, [None] * len(owned))
     mesh = shardings[0].mesh
@@ -69,8 +69,8 @@ def state_shardings(
         if item.owner is None:
             return NamedSharding(mesh, PartitionSpec())
         shape, leaf = item.array.shape, item.owner
-        axes, view = axes_of(by_path[leaf.path].spec, len(leaf.shape)), leaf.view
-        basis = "bases" in item.keys
+        axes, view = axes_of(by_keys[leaf.keys].spec, len(leaf.shape)), leaf.view
+        basis = item.basis
         if view and (basis or shape != leaf.shape or shape[-2:] == (view.rank, view.long_size)):
             axes = Split.of_array(view, axes).part(view, shape, basis=basis)
         else:  # a window of past gradients has the parameter's axes last

@@ -173,4 +173,4 @@ def _carry(
         variance = jnp.square(turn) @ (second - jnp.square(mean))
         return turn @ m, of_v * jnp.abs(variance + jnp.square(turn @ mean))
 
-    return jax.lax.cond(node.refreshed, carried, lambda: (m, v))
+    return jax.lax.cond(jnp.any(node.refreshed), carried, lambda: (m, v))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from fira_jax import basis as bases
+from fira_jax.basis import Basis
 from fira_jax.low_rank import LowRank
 from fira_jax.matrix_view import MatrixView
 from fira_jax.norms import column_energy
 from fira_jax.plan import Leaf, warn_if_nothing_is_projected
 from fira_jax.refresh import Rule
-from fira_jax.refresh.replace import refresh
-from fira_jax.refresh.schedules import due as bases_due
-from fira_jax.refresh.schedules import resolve as resolve_rule
+from fira_jax.refresh.replace import replace_bases
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.residual import residual
@@ -47,6 +47,9 @@ class LowRankProjectState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # as Optax names it
     bases: Any
     memory: Any = ()
+
+    # Read by `state_owners`, which knows a basis by the type of the state that keeps it.
+    holds_bases = ("bases",)
 
 
 @on_any_mesh
@@ -86,22 +89,23 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
       released code the first basis comes from the first gradient. Unlike it, basis vectors have
       canonical signs, so that trajectories do not depend on the linear-algebra library.
     """
-    basis = bases.resolve(low_rank.basis)
-    rule = resolve_rule(low_rank.refresh)
-    gap = low_rank.update_proj_gap
+    basis, rule, gap = low_rank.kind, low_rank.rule, low_rank.update_proj_gap
 
     def init(params: Params) -> LowRankProjectState:
         warn_if_nothing_is_projected(low_rank.leaves(params))
+        if rule.judges and not basis.stores():
+            raise ValueError(f"refresh={rule!r} needs a basis that is stored, got {basis!r}")
 
         def stored(view: MatrixView, dtype: Any) -> Any:
             one = basis.init(view.compressed_size, view.rank, low_rank.basis_dtype or dtype)
-            if one is None and isinstance(rule, Rule):
-                raise ValueError(f"refresh={rule!r} needs a basis that is stored, got {basis!r}")
             return jax.tree.map(lambda x: jnp.tile(x, (*view.batch_shape, *(1,) * x.ndim)), one)
 
-        bases_now = low_rank.for_each_matrix(params, stored)
-        memory = low_rank.for_each_matrix(params, rule.init) if isinstance(rule, Rule) else ()
-        return LowRankProjectState(jnp.zeros([], jnp.int32), bases_now, memory)
+        memory = low_rank.for_each_matrix(params, rule.init)
+        return LowRankProjectState(
+            jnp.zeros([], jnp.int32),
+            low_rank.for_each_matrix(params, stored),
+            memory if jax.tree.leaves(memory) else (),
+        )
 
     def update(
         updates: optax.Updates,
@@ -112,47 +116,40 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         **extra_args: Any,
     ) -> tuple[optax.Updates, LowRankProjectState]:
         del params, extra_args
+        _require_own_state(state, rule)
         plan = low_rank.leaves(updates)
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
-        shapes = functools.partial(_stored, basis)  # type: ignore[arg-type]  # hashable
-        stored, put_back = _by_parameter(state.bases, plan, shapes)
-        views = {i: leaf.view for i, leaf in enumerate(plan) if leaf and leaf.view}
-        matrices = {i: view.to_matrix(leaves[i]) for i, view in views.items()}
+        stored = take_apart(state.bases, plan, lambda view: _shapes_stored(basis, view))
+        memory: list[Any] = [()] * len(plan)
+        if jax.tree.leaves(state.memory):
+            memory = take_apart(state.memory, plan, lambda view: _shapes_remembered(rule, view))
+
+        projected = {i: leaf.view for i, leaf in enumerate(plan) if leaf and leaf.view}
+        views = list(projected.values())
+        matrices = [view.to_matrix(leaves[i]) for i, view in projected.items()]
         sources = matrices
         if basis_from is not None:
             arrays = jax.tree.leaves(basis_from, is_leaf=is_leaf)
             require_same_leaves(leaves, arrays)
-            sources = {i: view.to_matrix(arrays[i]) for i, view in views.items()}
-        memory: list[Any] = []
-        keep: Callable[[list[Any]], Any] = lambda _: ()  # noqa: E731
-        if isinstance(rule, Rule):
-            shapes = functools.partial(_remembered, rule)  # type: ignore[arg-type]  # hashable
-            memory, keep = _by_parameter(state.memory, plan, shapes)
-        due = bases_due(
-            rule, state.count, gap, list(views.values()), [memory[i] for i in views if memory]
-        )
-
+            sources = [view.to_matrix(arrays[i]) for i, view in projected.items()]
+        due = [
+            rule.due(memory[i], state.count, gap, index, total)
+            for i, (index, total) in zip(projected, _numbered(views), strict=True)
+        ]
         key = jax.random.fold_in(jax.random.key(low_rank.seed), state.count // gap)
-        bases_now, refreshed = refresh(
-            basis,
-            list(views.values()),
-            list(sources.values()),
-            [stored[i] for i in views],
-            due,
-            key,
-        )
+        found = replace_bases(basis, views, sources, [stored[i] for i in projected], due, key)
 
         leaves = [x if isinstance(x, optax.MaskedNode) else finite_entries(x) for x in leaves]
-        for (i, view), new, is_due in zip(views.items(), bases_now, due, strict=True):
-            node, old = _node(low_rank, view, matrices[i], stored[i], new, refreshed, key)
-            observe = getattr(basis, "observe", lambda stored, _: stored)
-            leaves[i], stored[i] = node, observe(new, node.raw)
-            if isinstance(rule, Rule):
-                memory[i] = _learn(rule, memory[i], node, old, is_due, gap)
-        state = LowRankProjectState(
-            optax.safe_increment(state.count), put_back(stored), keep(memory)
+        for i, matrix, new, is_due in zip(projected, matrices, found, due, strict=True):
+            node, old = _node(low_rank, plan[i], matrix, stored[i], new, is_due, key)
+            memory[i] = _learn(rule, memory[i], node, old, is_due, gap)
+            leaves[i], stored[i] = node, basis.observe(new, node.raw)
+        new_state = LowRankProjectState(
+            optax.safe_increment(state.count),
+            put_together(state.bases, stored),
+            put_together(state.memory, memory),
         )
-        return jax.tree.unflatten(treedef, leaves), state
+        return jax.tree.unflatten(treedef, leaves), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -205,9 +202,25 @@ def project_back() -> optax.GradientTransformationExtraArgs:
     return stateless(lambda updates: map_leaves(lift, updates))
 
 
-def _by_parameter(
+def _require_own_state(state: Any, rule: Rule) -> None:
+    """Raises an error that says so if the state is that of something else."""
+    if not isinstance(state, LowRankProjectState):
+        raise TypeError(
+            f"low_rank_project needs a LowRankProjectState, got {type(state)}: restore a "
+            "checkpoint into the structure of tx.init(params)"
+        )
+    remembers = bool(jax.tree.leaves(state.memory))
+    needed = bool(jax.tree.leaves(state.bases)) and type(rule).init is not Rule.init
+    if remembers != needed:
+        raise ValueError(
+            f"the optimizer state was initialized with another rule than refresh={rule!r}, which "
+            f"{'needs a memory that it lacks' if needed else 'has no use for the memory it holds'}"
+        )
+
+
+def take_apart(
     tree: Any, plan: Sequence[Leaf | None], expect: Callable[[MatrixView | None], Any]
-) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+) -> list[Any]:
     """Takes a tree of the state apart into the part of each parameter, an array or a pytree.
 
     Args:
@@ -215,13 +228,10 @@ def _by_parameter(
       plan: what will happen to each parameter.
       expect: the shapes of the part of a parameter that is read in this way.
 
-    Returns:
-      The parts, and a function that makes such a tree of them.
-
     Raises:
       ValueError: the arrays are not those that these parameters need.
     """
-    arrays, whole = jax.tree.flatten(tree, is_leaf=is_leaf)
+    arrays = jax.tree.leaves(tree, is_leaf=is_leaf)
     expected = [
         jax.tree.flatten(expect(leaf.view if leaf else None), is_leaf=is_leaf) for leaf in plan
     ]
@@ -233,22 +243,36 @@ def _by_parameter(
             name = f"the update of parameter '{leaf.path}' with shape {leaf.shape}"  # type: ignore[union-attr]
             require_same_shape(name, *(getattr(y, "shape", None) for y in (part, x)))
         found.append(jax.tree.unflatten(treedef, ours))
-    return found, lambda parts: jax.tree.unflatten(whole, jax.tree.leaves(parts, is_leaf=is_leaf))
+    return found
+
+
+def put_together(like: Any, parts: Sequence[Any]) -> Any:
+    """A tree of the structure of ``like`` from the part of each parameter."""
+    structure = jax.tree.structure(like, is_leaf=is_leaf)
+    return jax.tree.unflatten(structure, jax.tree.leaves(list(parts), is_leaf=is_leaf))
+
+
+def _numbered(views: Sequence[MatrixView]) -> list[tuple[np.ndarray, int]]:
+    """Which of the model's matrices each parameter holds, ``[*batch]``, and how many there are."""
+    counts = [math.prod(view.batch_shape) for view in views]
+    ends = list(itertools.accumulate(counts, initial=0))
+    return [
+        (np.arange(start, start + count).reshape(view.batch_shape), ends[-1])
+        for start, count, view in zip(ends, counts, views, strict=False)
+    ]
 
 
 @functools.cache
-def _stored(basis: bases.Basis, view: MatrixView | None) -> Any:
+def _shapes_stored(basis: Basis, view: MatrixView | None) -> Any:
     """The shapes of what is stored for one parameter; masked if nothing is."""
-    if view is None:
+    if view is None or not basis.stores():
         return optax.MaskedNode()
     one = jax.eval_shape(lambda: basis.init(view.compressed_size, view.rank, jnp.float32))
-    if one is None:
-        return optax.MaskedNode()
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*view.batch_shape, *x.shape), x.dtype), one)
 
 
 @functools.cache
-def _remembered(rule: Rule, view: MatrixView | None) -> Any:
+def _shapes_remembered(rule: Rule, view: MatrixView | None) -> Any:
     """The shapes of what a rule remembers of one parameter; masked if it is not projected."""
     if view is None:
         return optax.MaskedNode()
@@ -268,22 +292,19 @@ def _learn(rule: Rule, memory: Any, node: Subspace, old: Any, due: jax.Array, ga
 
 def _node(
     low_rank: LowRank,
-    view: MatrixView,
+    leaf: Any,
     matrix: jax.Array,
     old: Any,
     new: Any,
-    refreshed: jax.Array,
+    due: jax.Array,
     key: jax.Array,
 ) -> tuple[Subspace, Any]:
     """The gradient of one parameter as it enters the subspace, and the basis before."""
-    kind = bases.resolve(low_rank.basis)
+    kind, view = low_rank.kind, leaf.view
     dtype = low_rank.basis_dtype or matrix.dtype
-
-    def vectors(stored: Any) -> Any:
-        stored = None if isinstance(stored, optax.MaskedNode) else stored
-        return kind.vectors(stored, view.compressed_size, view.rank, dtype, key)
-
-    basis, before = vectors(new), vectors(old)
+    basis, before = (
+        kind.vectors(stored, view.compressed_size, view.rank, dtype, key) for stored in (new, old)
+    )
     raw = view.project(basis, matrix)
     # Every entry of a column of G reaches every entry of that column of R, so the small array
     # tells whether the large one is finite (but directions may pick only some entries). The guard
@@ -292,11 +313,6 @@ def _node(
     whole = energy if isinstance(basis, jax.Array) else view.column_energy(matrix)
     usable = jnp.isfinite(jnp.sum(whole, axis=-1, keepdims=True))
     raw = jnp.where(usable, raw, 0)
-    rotation = None
-    if low_rank.moments == "carry" and hasattr(kind, "turn"):
-        rotation = kind.turn(new, old).astype(raw.dtype)
-    elif low_rank.moments == "carry":
-        rotation = jnp.einsum("...ar,...aq->...rq", basis, before, preferred_element_type=raw.dtype)
     node = Subspace(
         matrix=matrix,
         usable=usable,
@@ -309,9 +325,10 @@ def _node(
         step_scale=jnp.ones([], raw.dtype),
         residual_scale=None,
         residual_leak=None,
-        rotation=rotation,
-        refreshed=None if rotation is None else refreshed,
+        rotation=_rotation(low_rank, basis, before, new, old, raw.dtype),
+        refreshed=due[..., None, None],
         view=view,
+        path=leaf.path,
         # Directions are not rounded to the matrix's dtype before they are applied.
         orthonormal=kind.orthonormal
         and (
@@ -321,3 +338,15 @@ def _node(
         residual_map=None,
     )
     return node, before
+
+
+def _rotation(
+    low_rank: LowRank, basis: Any, before: Any, new: Any, old: Any, dtype: jax.typing.DTypeLike
+) -> jax.Array | None:
+    """How moments turn into the new basis, if they are to be carried."""
+    if low_rank.moments != "carry":
+        return None
+    turn = low_rank.kind.turn(new, old)
+    if turn is None:
+        return jnp.einsum("...ar,...aq->...rq", basis, before, preferred_element_type=dtype)
+    return turn.astype(dtype)
