@@ -239,3 +239,47 @@ def test_random_basis_has_unit_expectation_and_follows_seed_and_refresh(seed):
     assert not np.allclose(first, third)
     assert not np.allclose(first, bases(seed + 1)[0])
     np.testing.assert_allclose((first @ first.T).diagonal().mean(), 1, atol=0.02)
+
+
+@pytest.mark.parametrize("moving", [fira_jax.basis.PowerIteration(), fira_jax.basis.Grassmann()])
+def test_adaptive_refuses_a_basis_that_moves_on(moving):
+    with pytest.raises(ValueError, match="found anew at each refresh"):
+        fira_jax.basis.Adaptive(of=moving)
+
+
+def test_a_basis_with_the_methods_alone_gets_the_defaults():
+    @dataclasses.dataclass(frozen=True)
+    class First:
+        """The first rows."""
+
+        orthonormal = True
+
+        def init(self, a, rank, dtype):
+            return jnp.arange(rank)
+
+        def find(self, grad, stored, rank, key):
+            return stored
+
+        def vectors(self, stored, a, rank, dtype, key):
+            return jax.nn.one_hot(stored, a, axis=-2, dtype=dtype)
+
+    low_rank = fira_jax.LowRank(2, basis=First())
+    assert isinstance(low_rank.basis, fira_jax.basis.Basis)
+    assert low_rank.basis.turns
+    assert low_rank.basis.scale_free
+    assert not low_rank.basis.whole
+    assert low_rank == fira_jax.LowRank(2, basis=First())  # one program for both
+    grads = {"w": jnp.ones((4, 8))}
+    project = fira_jax.low_rank_project(low_rank)
+    node = project.update(grads, project.init(grads))[0]["w"]
+    assert (node.raw == 1).all()
+    assert node.path == "w"
+    assert node.refreshed.all()
+
+
+def test_new_coordinates_bring_their_energy():
+    project = fira_jax.low_rank_project(fira_jax.LowRank(2))
+    grads = {"w": jnp.ones((4, 8))}
+    node = project.update(grads, project.init(grads))[0]["w"]
+    doubled = node.replace(raw=2 * node.raw)
+    assert jnp.allclose(doubled.raw_energy, 4 * node.raw_energy)

@@ -59,7 +59,8 @@ def test_staggered_spreads_them_evenly():
 @pytest.mark.parametrize(("total", "gap"), [(1, 1), (1, 200), (7, 3), (24, 200), (1000, 16)])
 def test_staggered_rule_replaces_each_once_a_gap(total, gap):
     counts = np.arange(gap, 2 * gap)
-    due = np.stack([refresh.staggered(t, np.arange(total), total, gap) for t in counts])
+    rule = refresh.resolve("staggered")
+    due = np.stack([rule.due((), t, gap, np.arange(total), total) for t in counts])
     assert (due.sum(axis=0) == 1).all()
     assert due.sum(axis=1).max() <= -(-total // gap)
 
