@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fira_jax.basis.protocol import canonical_signs
+from fira_jax.basis.protocol import Basis, canonical_signs
 from fira_jax.basis.randomized import Randomized, cholesky_qr, random_uniform
 from fira_jax.basis.svd import Svd
 
 
 @dataclasses.dataclass(frozen=True)
-class Switching:
+class Switching(Basis):
     r"""Some tracked leading directions, the others drawn anew from what is orthogonal to them.
 
     The uncentred covariance of the gradients is kept inside the subspace only,
