@@ -53,16 +53,17 @@ def encode_log(x: jax.Array, random: jax.Array | None = None) -> tuple[jax.Array
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     # One over a subnormal number is infinite; a block of nothing else counts as zero.
     usable = largest >= jnp.finfo(jnp.float32).tiny
-    share = jnp.abs(x) / jnp.where(usable, largest, jnp.inf)
+    share = jnp.where(usable, jnp.abs(x) / jnp.where(usable, largest, 1), 0)
     top = jnp.where(signed, 127.0, 255.0)
-    place = top + _LEVELS_PER_OCTAVE * jnp.log2(share)
+    # Whatever lies far below the first level, zero with it, counts as if just there.
+    place = top + _LEVELS_PER_OCTAVE * jnp.log2(jnp.maximum(share, 2.0**-64))
     below = jnp.floor(place)
     step = 2 ** (1 / _LEVELS_PER_OCTAVE) - 1
     to_next = (jnp.exp2((place - below) / _LEVELS_PER_OCTAVE) - 1) / step
     under = place < 1  # between zero and the first level
     to_next = jnp.where(under, jnp.exp2((place - 1) / _LEVELS_PER_OCTAVE), to_next)
     threshold = 0.5 if random is None else uniform(random)
-    code = jnp.where(under, 0, below) + (to_next > threshold)
+    code = jnp.where(under, 0, below) + ((to_next > threshold) & (share > 0))
     code = jnp.where(signed, code, jnp.maximum(code, share > 0))
     code = jnp.minimum(code, top) + jnp.where(x < 0, 128, 0)
     return code.astype(jnp.uint8), jnp.where(signed, -largest, largest)

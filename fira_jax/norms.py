@@ -1,9 +1,26 @@
-"""Sums of squares, in float32 or wider whatever the dtype of the entries."""
+"""Norms, in float32 or wider whatever the dtype of the entries; their derivatives are finite."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+
+
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """The square root, whose derivative at 0 counts as 0 instead of infinite.
+
+    What is rooted here are sums of squares: where one is 0, so is the derivative of the sum, and
+    infinity times zero would make derivatives through an update NaN.
+    """
+    return jax.lax.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = root(*primals)
+    positive = y > 0
+    return y, jnp.where(positive, tangents[0] / (2 * jnp.where(positive, y, 1)), 0)
 
 
 def column_energy(x: jax.Array, axis: int = -2) -> jax.Array:
@@ -14,4 +31,4 @@ def column_energy(x: jax.Array, axis: int = -2) -> jax.Array:
 
 def frobenius_norm(x: jax.Array) -> jax.Array:
     """The norm of each matrix in float32 or wider, ``[*batch, r, b] -> [*batch]``."""
-    return jnp.sqrt(jnp.sum(column_energy(x), axis=(-2, -1)))
+    return root(jnp.sum(column_energy(x), axis=(-2, -1)))

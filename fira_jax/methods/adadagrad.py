@@ -8,6 +8,7 @@ import jax
 import optax
 
 from fira_jax.checks import require_choice
+from fira_jax.dtypes import steady
 from fira_jax.methods.shared import descent, shared_arguments
 from fira_jax.transforms.adagrad_norm import scale_by_adagrad_norm
 from fira_jax.transforms.norm_test import adapt_batch_size
@@ -65,7 +66,7 @@ def adadagrad(
     """
     require_choice("granularity", granularity, ("entry", "model"))
     if granularity == "entry":
-        scale = optax.scale_by_rss(initial_accumulator_value, eps)
+        scale = steady(optax.scale_by_rss(initial_accumulator_value, eps))
     else:
         scale = scale_by_adagrad_norm(initial_accumulator_value, eps)
     return optax.chain(

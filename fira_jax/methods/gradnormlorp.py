@@ -10,6 +10,7 @@ import optax
 from fira_jax.arguments import BasisLike, Rank, Side
 from fira_jax.low_rank import LowRank
 from fira_jax.methods.shared import adam_or, descent, shared_arguments
+from fira_jax.transforms.adam import scale_by_adam
 from fira_jax.transforms.cores import on_cores
 from fira_jax.transforms.project import low_rank_project, project_back
 from fira_jax.transforms.weight_norm import add_updates_of, weight_normalized
@@ -85,6 +86,6 @@ def gradnormlorp(
         project_back(),
     )
     return optax.chain(
-        weight_normalized(low_rank, learning_rate, direction, optax.scale_by_adam(b1, b2, eps)),
+        weight_normalized(low_rank, learning_rate, direction, scale_by_adam(b1, b2, eps)),
         add_updates_of(optax.chain(*descent(learning_rate, weight_decay, mask))),
     )

@@ -8,7 +8,9 @@ import jax
 import optax
 
 from fira_jax.checks import require_choice
+from fira_jax.dtypes import steady
 from fira_jax.methods.shared import descent, shared_arguments
+from fira_jax.transforms.adam import scale_by_adam
 from fira_jax.transforms.lora_gradients import adjust_lora_gradients, in_product_space
 
 
@@ -59,7 +61,7 @@ def lora_pro(
       ``1e-8 * I`` and a complex eigensolver.
     """
     require_choice("moments", moments, ("full", "factors"))
-    inner = base_optimizer or optax.scale_by_adam(b1, b2, eps)
+    inner = steady(base_optimizer or scale_by_adam(b1, b2, eps))
     return optax.chain(
         in_product_space(inner, scaling, names=names)
         if moments == "full"

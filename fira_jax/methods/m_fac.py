@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from fira_jax.dtypes import steady
 from fira_jax.methods.shared import descent, shared_arguments
 from fira_jax.transforms.m_fac import scale_by_m_fac
 
@@ -53,6 +54,6 @@ def m_fac(
     """
     return optax.chain(
         scale_by_m_fac(rank, damping, gradient_dtype=gradient_dtype),
-        optax.identity() if momentum is None else optax.ema(momentum, debias=False),
+        optax.identity() if momentum is None else steady(optax.ema(momentum, debias=False)),
         *descent(learning_rate, weight_decay, mask),
     )

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from fira_jax.methods.shared import descent, formerly, shared_arguments
+from fira_jax.transforms.adam import scale_by_adam
 from fira_jax.transforms.matrices import on_matrices
 from fira_jax.transforms.row_column_scale import scale_rows_and_columns
 
@@ -67,7 +68,7 @@ def racs(
     return optax.chain(
         on_matrices(
             optax.chain(scale_rows_and_columns(decay, rounds, gamma), optax.scale(scale)),
-            elsewhere or optax.scale_by_adam(b1, b2, eps),
+            elsewhere or scale_by_adam(b1, b2, eps),
             weight_dimension_numbers,
         ),
         *descent(learning_rate, weight_decay, mask),

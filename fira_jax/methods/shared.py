@@ -14,6 +14,7 @@ import jax
 import optax
 
 from fira_jax.low_rank import LowRank
+from fira_jax.methods.arguments import checked
 from fira_jax.transforms.adam import scale_by_adam_in_subspace
 from fira_jax.transforms.in_subspace import in_subspace
 from fira_jax.transforms.limiter import norm_growth_limit
@@ -88,13 +89,15 @@ ARGUMENTS = {
 def shared_arguments(method: Method) -> Method:
     """Completes a method's docstring: what it does not say of an argument, :data:`ARGUMENTS` does.
 
+    What the arguments hold is checked at each call, see :func:`fira_jax.methods.arguments.checked`.
+
     So a docstring holds what is a method's own, and readers see all of its arguments, in order.
 
     Raises:
       TypeError: nobody says what an argument means, or a method describes one that it lacks.
     """
     if method.__doc__ is None:  # python -OO
-        return method
+        return checked(method)
     text = inspect.cleandoc(method.__doc__)
     found = re.search(r"^Args:\n((?:  .*\n)+)", text, re.MULTILINE)
     own = re.split(r"^  (?=\w)", found[1], flags=re.MULTILINE)[1:] if found else []
@@ -112,7 +115,7 @@ def shared_arguments(method: Method) -> Method:
         section += "\n"
         assert found
     method.__doc__ = text[: found.start()] + section + text[found.end() :]
-    return method
+    return checked(method)
 
 
 def _entry(name: str) -> str:

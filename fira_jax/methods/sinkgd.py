@@ -8,6 +8,7 @@ import jax
 import optax
 
 from fira_jax.methods.shared import descent, formerly, shared_arguments
+from fira_jax.transforms.adam import scale_by_adam
 from fira_jax.transforms.matrices import on_matrices
 from fira_jax.transforms.normalize import multi_normalize, unit_rms
 
@@ -69,7 +70,7 @@ def sinkgd(
     return optax.chain(
         on_matrices(
             optax.chain(normalize, optax.scale(scale)),
-            elsewhere or optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
+            elsewhere or scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
             weight_dimension_numbers,
         ),
         *descent(learning_rate, weight_decay, mask),

@@ -8,8 +8,10 @@ import jax
 import optax
 
 from fira_jax.arguments import BasisLike, Rank, Side
+from fira_jax.dtypes import steady
 from fira_jax.low_rank import LowRank
 from fira_jax.methods.shared import descent, formerly, shared_arguments
+from fira_jax.transforms.adam import scale_by_adam
 from fira_jax.transforms.error_feedback import low_rank_project_with_feedback
 from fira_jax.transforms.newton_schulz import orthogonalize
 from fira_jax.transforms.project import project_back
@@ -77,11 +79,11 @@ def trion(
         side=side,
         weight_dimension_numbers=weight_dimension_numbers,
     )
-    rest = elsewhere or optax.scale_by_adam(b1, b2, eps)
+    rest = elsewhere or scale_by_adam(b1, b2, eps)
     return optax.chain(
         low_rank_project_with_feedback(low_rank, momentum),
         orthogonalize(ns_steps),
         project_back(),
-        optax.masked(rest, low_rank.elsewhere),
+        optax.masked(steady(rest), low_rank.elsewhere),
         *descent(learning_rate, weight_decay, mask),
     )

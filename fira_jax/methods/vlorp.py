@@ -10,6 +10,7 @@ import optax
 from fira_jax.arguments import BasisLike, Moments, Rank, Side
 from fira_jax.low_rank import LowRank
 from fira_jax.methods.shared import descent, shared_arguments
+from fira_jax.transforms.adam import scale_by_adam
 from fira_jax.transforms.factored import project_back_by_factors
 from fira_jax.transforms.in_subspace import in_subspace
 from fira_jax.transforms.project import low_rank_project, project_back
@@ -91,7 +92,7 @@ def vlorp(
         pieces=1 if pieces is None else pieces,
     )
     if base_optimizer is None:
-        adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
+        adam = scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
         inside = optax.chain(
             project_back_by_factors(low_rank, b1, b2, eps, mu_dtype=mu_dtype),
             optax.masked(adam, low_rank.elsewhere),

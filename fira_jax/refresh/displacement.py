@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fira_jax.matrix_view import MatrixView
+from fira_jax.norms import frobenius_norm
 from fira_jax.refresh.protocol import Rule, matrix_norm
 from fira_jax.subspace import Subspace
 
@@ -87,8 +88,10 @@ class Displacement(Rule):
         gap: int,
     ) -> DisplacementMemory:
         age = jnp.where(refreshed, 2, memory.age + 1)
-        direction = node.raw / matrix_norm(node)[..., None, None]
-        moved = jnp.linalg.norm(direction - memory.initial, axis=(-2, -1)) / age
+        norm = matrix_norm(node)[..., None, None]
+        direction = node.raw / jnp.where(norm > 0, norm, 1)
+        steps = age.astype(direction.dtype)
+        moved = frobenius_norm(direction - memory.initial.astype(direction.dtype)) / steps
         used_up = ~refreshed & (age % gap == 0) & (moved < self.gamma)
         initial = jnp.where(
             refreshed[..., None, None], direction.astype(memory.initial.dtype), memory.initial

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fira_jax.matrix_view import MatrixView
+from fira_jax.norms import root
 from fira_jax.refresh.protocol import Rule
 from fira_jax.subspace import Subspace
 
@@ -87,9 +88,8 @@ class Lazy(Rule):
     ) -> LazyMemory:
         first = memory.gap == 0
         before, after = (_first_vector(basis, node) for basis in (old, node.basis))
-        cosine = jnp.abs(jnp.sum(before * after, axis=-1)) / (
-            jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)
-        )
+        lengths = root(jnp.sum(jnp.square(before), -1) * jnp.sum(jnp.square(after), -1))
+        cosine = jnp.abs(jnp.sum(before * after, axis=-1)) / jnp.where(lengths > 0, lengths, 1)
         shifted = jnp.concatenate([memory.cosines[..., 1:], cosine[..., None]], axis=-1)
         cosines = jnp.where((refreshed & ~first)[..., None], shifted, memory.cosines)
         stable = refreshed & ~first & (jnp.mean(cosines, axis=-1) >= self.threshold)

@@ -75,8 +75,9 @@ class NormDecay(Rule):
             raise ValueError(f"shortest must be at least 1, got {self.shortest}")
 
     def init(self, view: MatrixView, dtype: jax.typing.DTypeLike) -> NormDecayMemory:  # noqa: D102
-        zeros = jnp.zeros(view.batch_shape, jnp.promote_types(dtype, jnp.float32))
-        return NormDecayMemory(jnp.zeros(view.batch_shape, jnp.int32), zeros, zeros)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        # Each has a buffer of its own, so that a fresh state can be donated.
+        return NormDecayMemory(*(jnp.zeros(view.batch_shape, x) for x in (jnp.int32, wide, wide)))
 
     def due(  # noqa: D102
         self,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fira_jax.matrix_view import MatrixView
+from fira_jax.norms import root
 from fira_jax.subspace import Subspace
 
 
@@ -75,4 +76,4 @@ class Rule(abc.ABC):
 
 def matrix_norm(node: Subspace) -> jax.Array:
     r""":math:`\lVert R \rVert_F` of each matrix, ``[*batch]``."""
-    return jnp.sqrt(jnp.sum(node.raw_energy, axis=(-2, -1)))
+    return root(jnp.sum(node.raw_energy, axis=(-2, -1)))

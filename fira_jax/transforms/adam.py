@@ -1,4 +1,4 @@
-"""The optimizer inside the subspace: Adam as released, or any Optax transformation."""
+"""Adam inside the subspace as released, and outside of it as in the textbook."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.checks import require_choice, require_float_dtype
+from fira_jax.checks import decay, epsilon, require_choice, require_float_dtype
+from fira_jax.dtypes import state_dtype
 from fira_jax.low_rank import LowRank
+from fira_jax.norms import root
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.coordinates import coordinates_like, one_minus_power
-from fira_jax.trees import Params, map_leaves, require_same_shape
+from fira_jax.trees import Params, map_leaves, require_same_shape, unbox
 
 
 class AdamInSubspaceState(NamedTuple):
@@ -64,11 +66,13 @@ def scale_by_adam_in_subspace(
       bias_correction: ``"outside"``, ``"inside"`` or ``"none"``.
       carry: what of the second moment is carried into a new basis, if ``low_rank.moments`` says so:
         ``"raw"`` or ``"central"``, see below.
-      mu_dtype: dtype in which the first moment is stored; None for the parameter's.
-      nu_dtype: dtype in which the second moment is stored; None for the parameter's.
+      mu_dtype: dtype in which the first moment is stored; None for the parameter's, or float32 if
+        that is float16.
+      nu_dtype: dtype in which the second moment is stored; likewise.
 
     Raises:
-      ValueError: unknown ``bias_correction`` or ``carry``, or a dtype that is not floating point.
+      ValueError: unknown ``bias_correction`` or ``carry``, a decay that is not at least 0 and below
+        1, or a dtype that is not floating point.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp
@@ -88,9 +92,8 @@ def scale_by_adam_in_subspace(
     """
     require_choice("bias_correction", bias_correction, ("outside", "inside", "none"))
     require_choice("carry", carry, ("raw", "central"))
-    for name, dtype in (("mu_dtype", mu_dtype), ("nu_dtype", nu_dtype)):
-        if dtype is not None:
-            require_float_dtype(name, dtype)
+    b1, b2, eps = decay("b1", b1), decay("b2", b2), epsilon("eps", eps)
+    _require_dtypes(mu_dtype, nu_dtype)
 
     def init(params: Params) -> AdamInSubspaceState:
         return AdamInSubspaceState(
@@ -127,13 +130,13 @@ def scale_by_adam_in_subspace(
                 m, v = (jnp.where(age == 1, 0, x) for x in (m, v))
             elif node is not None and node.rotation is not None:
                 m, v = _carry(node, m, v, before)
-            m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * grad
-            v = jnp.asarray(b2, wide) * v + jnp.asarray(1 - b2, wide) * jnp.square(grad)
+            m, v = _averages(grad, m, v, b1, b2)
+            small = jnp.asarray(eps, wide)
             if bias_correction == "inside":
-                denominator = jnp.sqrt(v / correction2) + eps
-                core = (m / correction1) / denominator
+                denominator = root(v / correction2.astype(wide)) + small
+                core = (m / correction1.astype(wide)) / denominator
             else:
-                denominator = jnp.sqrt(v) + eps
+                denominator = root(v) + small
                 core = m / denominator
             correction = jnp.ones([], wide)
             if bias_correction == "outside":
@@ -148,6 +151,68 @@ def scale_by_adam_in_subspace(
         return updates, AdamInSubspaceState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_by_adam(
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    *,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """``optax.scale_by_adam`` for what is not projected, computed in float32 or wider.
+
+    Its state has the structure of Optax's, keeps its dtypes, and is float32 for float16 parameters.
+    """
+    b1, b2, eps = decay("b1", b1), decay("b2", b2), epsilon("eps", eps)
+    _require_dtypes(mu_dtype, nu_dtype)
+
+    def init(params: Params) -> optax.ScaleByAdamState:
+        def zeros(dtype: jax.typing.DTypeLike | None) -> Any:
+            return jax.tree.map(
+                lambda x: jnp.zeros(x.shape, dtype or state_dtype(x.dtype)), unbox(params)
+            )
+
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros(mu_dtype), zeros(nu_dtype))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.ScaleByAdamState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        of_first, of_second = (one_minus_power(x, count) for x in (b1, b2))
+
+        def step(leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
+            require_same_shape(f"an update of shape {leaf.shape}", leaf.shape, mu.shape)
+            wide = jnp.promote_types(leaf.dtype, jnp.float32)
+            m, v = _averages(*(x.astype(wide) for x in (leaf, mu, nu)), b1, b2)
+            denominator = root(v / of_second.astype(wide)) + jnp.asarray(eps, wide)
+            update = (m / of_first.astype(wide)) / denominator
+            return update.astype(leaf.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
+
+        updates, mu, nu = map_leaves(step, updates, state.mu, state.nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _averages(
+    grad: jax.Array, m: jax.Array, v: jax.Array, b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Both moments after a gradient of their dtype."""
+    wide = grad.dtype
+    m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * grad
+    return m, jnp.asarray(b2, wide) * v + jnp.asarray(1 - b2, wide) * jnp.square(grad)
+
+
+def _require_dtypes(mu_dtype: Any, nu_dtype: Any) -> None:
+    for name, dtype in (("mu_dtype", mu_dtype), ("nu_dtype", nu_dtype)):
+        if dtype is not None:
+            require_float_dtype(name, dtype)
 
 
 def _carry(

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax import checks
 from fira_jax.low_rank import LowRank
 from fira_jax.matrix_view import MatrixView
+from fira_jax.norms import root
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.residual import residual_energy
@@ -63,6 +65,7 @@ def equalize_residual(
     References:
       Gong et al., `Alice <https://arxiv.org/abs/2502.07752>`_, 2025, its "optimal compensation".
     """
+    decay = checks.decay("decay", decay)
 
     def init(params: Params) -> EqualizeResidualState:
         def zeros(view: MatrixView, dtype: Any) -> jax.Array:
@@ -87,8 +90,9 @@ def equalize_residual(
             new = residual_energy(node)
             energy = jnp.asarray(decay, wide) * energy + jnp.asarray(1 - decay, wide) * new
             dimensions = view.compressed_size - view.rank
-            size = jnp.sqrt(energy / max(dimensions, 1))
-            s = jnp.where((new > 0) & (size > 0), node.scale * scale / size, 0)
+            size = root(energy / max(dimensions, 1))
+            known = (new > 0) & (size > 0)
+            s = jnp.where(known, node.scale * scale / jnp.where(known, size, 1), 0)
             return node.replace(residual_scale=s.astype(node.raw.dtype)), energy
 
         updates, energy = map_leaves(add_residual, updates, state.energy)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.checks import decay
+from fira_jax.dtypes import state_dtype
 from fira_jax.low_rank import LowRank
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.transforms.project import LowRankProjectState, low_rank_project
@@ -61,10 +63,13 @@ def low_rank_project_with_feedback(
       (`arXiv 2505.17967 <https://arxiv.org/abs/2505.17967>`_), 2025. The error stays as it is where
       a gradient is not finite.
     """
+    momentum = decay("momentum", momentum)
     project = low_rank_project(low_rank)
 
     def init(params: Params) -> LowRankProjectWithFeedbackState:
-        error = low_rank.for_each_matrix(params, lambda view, dtype: jnp.zeros(view.shape, dtype))
+        error = low_rank.for_each_matrix(
+            params, lambda view, dtype: jnp.zeros(view.shape, state_dtype(dtype))
+        )
         return LowRankProjectWithFeedbackState(project.init(params), error)
 
     def update(

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.checks import require_float_dtype
+from fira_jax.checks import decay, epsilon, require_float_dtype
 from fira_jax.low_rank import LowRank
 from fira_jax.matrix_view import MatrixView
-from fira_jax.norms import column_energy
+from fira_jax.norms import column_energy, root
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.coordinates import coordinates_like, one_minus_power
@@ -87,6 +87,7 @@ def project_back_by_factors(
     """
     if low_rank.moments == "carry":
         raise ValueError("project_back_by_factors has moments='keep' and 'reset', got 'carry'")
+    b1, b2, eps = decay("b1", b1), decay("b2", b2), epsilon("eps", eps)
     if mu_dtype is not None:
         require_float_dtype("mu_dtype", mu_dtype)
 
@@ -119,7 +120,7 @@ def project_back_by_factors(
         age = count = optax.safe_increment(state.count)
         if low_rank.moments == "reset":
             age = state.count % low_rank.update_proj_gap + 1
-        correction = jnp.sqrt(one_minus_power(b2, count)) / one_minus_power(b1, age)
+        correction = root(one_minus_power(b2, count)) / one_minus_power(b1, age)
 
         def step(node: Any, mu: Any, rows: Any, columns: Any) -> tuple[Any, Any, Any, Any]:
             wide, view = node.raw.dtype, node.view
@@ -132,12 +133,13 @@ def project_back_by_factors(
             columns = jnp.asarray(b2, wide) * columns + jnp.asarray(1 - b2, wide) * column
 
             total = jnp.sum(columns, axis=-1, keepdims=True)  # that of the rows is the same
-            p = jnp.sqrt(rows / jnp.maximum(total, jnp.finfo(wide).tiny))
+            p = root(rows / jnp.maximum(total, jnp.finfo(wide).tiny))
             p = p.reshape(*view.batch_shape, view.compressed_size, 1)
-            q = jnp.sqrt(columns)[..., None, :]
+            q = root(columns)[..., None, :]
             q = q if view.pieces == 1 else q[..., None, :, :]
             lifted = view.lift(node.basis, correction.astype(wide) * node.scale * m)
-            update = (lifted / (view.canonical(p * q) + eps)).astype(node.matrix.dtype)
+            denominator = view.canonical(p * q) + jnp.asarray(eps, wide)
+            update = (lifted / denominator).astype(node.matrix.dtype)
             return view.from_matrix(update), m.astype(mu.dtype), rows, columns
 
         updates, mu, rows, columns = map_leaves(step, updates, *state[1:])

@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from fira_jax.dtypes import state_dtype, steady
 from fira_jax.low_rank import LowRank
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
@@ -20,7 +21,8 @@ def in_subspace(
     """Lifts any Optax transformation into the subspace.
 
     ``inner`` sees each projected gradient as its coordinates ``[*batch, r, b]`` in the
-    parameter's dtype, other gradients as they are, and parameters projected likewise.
+    parameter's dtype (float32 if that is float16), other gradients as they are, and parameters
+    projected likewise. Its state keeps its dtypes.
 
     Args:
       low_rank: what "low rank" means for this model.
@@ -46,7 +48,7 @@ def in_subspace(
             f"moments={low_rank.moments!r} needs fira_jax.scale_by_adam_in_subspace: in_subspace "
             "cannot know what of an arbitrary transformation's state belongs to the basis, and how"
         )
-    inner = optax.with_extra_args_support(inner)
+    inner = steady(inner)
 
     def init(params: Params) -> optax.OptState:
         return inner.init(coordinates_like(low_rank, params, None))
@@ -59,14 +61,14 @@ def in_subspace(
     ) -> tuple[optax.Updates, optax.OptState]:
         def coordinates(leaf: Any) -> Any:
             if isinstance(leaf, Subspace):
-                return leaf.raw.astype(leaf.matrix.dtype)
+                return leaf.raw.astype(state_dtype(leaf.matrix.dtype))
             return leaf if leaf.size else optax.MaskedNode()
 
         def project(leaf: Any, param: Any) -> tuple[Any, Any]:
             if not isinstance(leaf, Subspace):
                 return leaf, param if leaf.size else optax.MaskedNode()
             seen = leaf.view.project(leaf.basis, leaf.view.to_matrix(param))
-            return leaf, seen.astype(param.dtype)
+            return leaf, seen.astype(state_dtype(param.dtype))
 
         def put_back(leaf: Any, core: Any) -> tuple[Any, Any]:
             if not isinstance(leaf, Subspace):

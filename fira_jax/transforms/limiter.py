@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.checks import require_choice
+from fira_jax.checks import number, require_choice
 from fira_jax.low_rank import LowRank
 from fira_jax.matrix_view import MatrixView
 from fira_jax.norms import frobenius_norm
@@ -73,8 +73,7 @@ def norm_growth_limit(
     gradient, or one that is not finite) leaves the previous norm as it is.
     """
     require_choice("watch", watch, ("residual", "subspace"))
-    if not isinstance(gamma, jax.Array) and not float(gamma) >= 1:  # type: ignore[arg-type]
-        raise ValueError(f"gamma must be at least 1, got {gamma}")
+    gamma, eps = number("gamma", gamma, least=1), number("eps", eps, least=0)
 
     def init(params: Params) -> NormGrowthLimitState:
         def unset(view: MatrixView, dtype: Any) -> jax.Array:
@@ -115,6 +114,7 @@ def limit_growth(
     """By what to multiply so that a norm grows by ``gamma`` at most, and the norm it then has."""
     # A step without a residual says nothing about its size, an overflow nothing usable.
     known = jnp.isfinite(norm) & (norm > 0)
+    norm = jnp.where(known, norm, 1)
     allowed = jnp.where(previous > 0, gamma * (previous + eps), norm)
     shrink = jnp.where(known, jnp.minimum(allowed / norm, 1), 0)
     return shrink, jnp.where(known, norm * shrink, previous).astype(previous.dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.dtypes import steady
 from fira_jax.matrix_view import MatrixView
 from fira_jax.plan import Leaf, decide, warn_if_nothing_is_projected
 from fira_jax.trees import Params, finite_entries, is_leaf, require_same_leaves, unbox
@@ -54,7 +55,7 @@ def on_matrices(
       >>> state.rest.mu["b"].shape, state.rest.mu["w"]
       ((16,), MaskedNode())
     """
-    inner, rest = (optax.with_extra_args_support(tx) for tx in (inner, rest))
+    inner, rest = steady(inner), steady(rest)
 
     def init(params: Params) -> OnMatricesState:
         plan = decide(params, weight_dimension_numbers, "short", rank=0)

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.checks import decay
+from fira_jax.dtypes import state_dtype
 from fira_jax.low_rank import LowRank
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.adam import AdamInSubspaceState, scale_by_adam_in_subspace
+from fira_jax.transforms.coordinates import one_minus_power
 from fira_jax.transforms.project import LowRankProjectState, low_rank_project
 from fira_jax.trees import Params, is_leaf
 
@@ -97,6 +100,7 @@ def momentum_feedback(
         raise ValueError(
             f"momentum_feedback needs LowRank(moments='carry'), got {low_rank.moments!r}"
         )
+    b1, rho = decay("b1", b1), decay("rho", rho)
     project = low_rank_project(low_rank)
     adam = scale_by_adam_in_subspace(
         low_rank,
@@ -113,7 +117,7 @@ def momentum_feedback(
         error: Any = ()
         if error_feedback:
             error = low_rank.for_each_matrix(
-                params, lambda view, dtype: jnp.zeros(view.shape, dtype)
+                params, lambda view, dtype: jnp.zeros(view.shape, state_dtype(dtype))
             )
         return MomentumFeedbackState(project.init(params), adam.init(params), error)
 
@@ -129,7 +133,7 @@ def momentum_feedback(
             jax.tree.leaves(tree, is_leaf=is_leaf)
             for tree in (state.project.bases, state.adam.mu, state.error)
         )
-        correction = jnp.where(state.adam.count > 0, 1 - b1**state.adam.count, 1)
+        correction = jnp.where(state.adam.count > 0, one_minus_power(b1, state.adam.count), 1)
         accumulated, sources = list(leaves), list(leaves)
         momenta, wholes = {}, {}
         for i, leaf in enumerate(low_rank.leaves(updates)):
@@ -138,7 +142,7 @@ def momentum_feedback(
             momentum = leaf.view.lift(bases[i], mus[i])
             whole = leaf.view.to_matrix(leaves[i]).astype(momentum.dtype)
             if error_feedback:
-                whole += leaf.view.to_matrix(errors[i])
+                whole += leaf.view.to_matrix(errors[i]).astype(whole.dtype)
             weight = jnp.asarray(rho / correction, whole.dtype)
             source = weight * momentum + jnp.asarray(1 - rho, whole.dtype) * whole
             momenta[i], wholes[i] = momentum, whole

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.norms import root
 from fira_jax.subspace import Subspace
 from fira_jax.trees import map_leaves, stateless
 
@@ -32,8 +33,8 @@ def newton_schulz(x: jax.Array, rounds: int) -> jax.Array:
     (those of Muon) lift small singular values fast and let large ones swing between 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
-    x = x / jnp.maximum(norm, jnp.finfo(x.dtype).tiny)
+    norm = root(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
+    x = x / jnp.where(norm > 0, norm, 1)
     for _ in range(rounds):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -88,9 +88,10 @@ def adapt_batch_size(
                 "adapt_batch_size needs the spread of the examples' gradients: pass "
                 "tx.update(grads, state, params, gradient_variance=...)"
             )
-        needed = gradient_variance / (jnp.square(eta) * squared_norm(updates))
+        energy = jnp.square(eta) * squared_norm(updates)
+        needed = gradient_variance / jnp.where(energy > 0, energy, 1)
         # Compared as floats: a number of examples beyond int32 would wrap around.
-        known = jnp.where(jnp.isfinite(needed), needed, 0)
+        known = jnp.where((energy > 0) & jnp.isfinite(needed), needed, 0)
         larger = jnp.ceil(jnp.minimum(known, maximum)).astype(jnp.int32)
         return updates, AdaptBatchSizeState(jnp.maximum(state.batch_size, larger))
 

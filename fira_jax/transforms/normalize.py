@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fira_jax.checks import require_choice
+from fira_jax.norms import root
 from fira_jax.trees import map_leaves, stateless
 
 Normalization = Callable[[jax.Array], jax.Array]
@@ -70,7 +71,8 @@ def multi_normalize(
         x = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
         largest = jnp.max(jnp.abs(x), axis=(-1, -2), keepdims=True)
         # One over a subnormal number is infinite.
-        x = jnp.where(largest >= jnp.finfo(x.dtype).tiny, x / largest, 0)
+        usable = largest >= jnp.finfo(x.dtype).tiny
+        x = jnp.where(usable, x / jnp.where(usable, largest, 1), 0)
         return jax.lax.fori_loop(0, rounds, once, x).astype(matrix.dtype)
 
     return stateless(lambda updates: map_leaves(all_rounds, updates))
@@ -98,8 +100,7 @@ def unit_rms(over: Literal["input", "output"]) -> Normalization:
     axis = _AXES[over]
 
     def normalize(x: jax.Array) -> jax.Array:
-        rms = jnp.sqrt(jnp.mean(jnp.square(x), axis=axis, keepdims=True))
-        return x / jnp.maximum(rms, _TINY)
+        return _divide(x, root(jnp.mean(jnp.square(x), axis=axis, keepdims=True)))
 
     return normalize
 
@@ -178,16 +179,21 @@ def whiten(ns_steps: int = 10, step_size: jax.typing.ArrayLike = 0.5) -> Normali
 
     def normalize(x: jax.Array) -> jax.Array:
         norm = _frobenius(x)
-        x = x / jnp.maximum(norm, _TINY)
+        x = _divide(x, norm)
         with jax.default_matmul_precision("float32"):
             if x.shape[-2] <= x.shape[-1]:
                 x = newton_schulz(x)
             else:
                 x = newton_schulz(x.swapaxes(-1, -2)).swapaxes(-1, -2)
-        return x * (norm / jnp.maximum(_frobenius(x), _TINY))
+        return x * _divide(norm, _frobenius(x))
 
     return normalize
 
 
+def _divide(x: jax.Array, norm: jax.Array) -> jax.Array:
+    """``x / norm``, zero where the norm is: divided by the least, derivatives would overflow."""
+    return jnp.where(norm > 0, x / jnp.maximum(norm, _TINY), 0)
+
+
 def _frobenius(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=(-1, -2), keepdims=True))
+    return root(jnp.sum(jnp.square(x), axis=(-1, -2), keepdims=True))

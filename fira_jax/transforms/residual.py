@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fira_jax.checks import require_choice
-from fira_jax.norms import column_energy
+from fira_jax.norms import column_energy, root
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.trees import map_leaves, stateless
@@ -239,7 +239,7 @@ def norm_ratio(
         after, before = (
             jnp.broadcast_to(jnp.sum(x, axis=-1, keepdims=True), x.shape) for x in (after, before)
         )
-    return (jnp.sqrt(after) / (jnp.sqrt(before) + eps)).astype(node.raw.dtype)
+    return (root(after) / (root(before) + eps)).astype(node.raw.dtype)
 
 
 def residual_norm(node: Subspace) -> jax.Array:
@@ -247,7 +247,7 @@ def residual_norm(node: Subspace) -> jax.Array:
     assert node.residual_scale is not None
     # As a product: XLA's CPU compiler makes one kernel of it, and three of a long vector's sum.
     weights = jnp.square(node.residual_scale)
-    return jnp.sqrt(jnp.einsum("...ib,...ib->...", weights, residual_energy(node)))
+    return root(jnp.einsum("...ib,...ib->...", weights, residual_energy(node)))
 
 
 def residual(node: Subspace) -> jax.Array:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.norms import frobenius_norm
+from fira_jax import checks
+from fira_jax.norms import frobenius_norm, root
 from fira_jax.transforms.limiter import limit_growth
 from fira_jax.trees import Params, map_leaves
 
@@ -31,6 +32,9 @@ def scale_rows_and_columns(
     decay: jax.typing.ArrayLike, rounds: jax.typing.ArrayLike, gamma: jax.typing.ArrayLike | None
 ) -> optax.GradientTransformationExtraArgs:
     """Of each matrix ``[*batch, m, n]``."""
+    decay = checks.decay("decay", decay)
+    if gamma is not None:
+        gamma = checks.number("gamma", gamma, least=1)
 
     def init(params: Params) -> ScaleRowsAndColumnsState:
         def zeros(*shape: Any) -> Any:
@@ -69,7 +73,7 @@ def scale_rows_and_columns(
             known = largest > 0  # a zero gradient says nothing about sizes
             inputs = jnp.where(known, decay * inputs + (1 - decay) * s, inputs)
             outputs = jnp.where(known, decay * outputs + (1 - decay) * q, outputs)
-            scaled = _divide(_divide(wide, jnp.sqrt(inputs)), jnp.sqrt(outputs))
+            scaled = _divide(_divide(wide, root(inputs)), root(outputs))
             if gamma is not None:
                 shrink, previous = limit_growth(frobenius_norm(scaled), previous, gamma, 1e-8)
                 scaled = shrink[..., None, None] * scaled

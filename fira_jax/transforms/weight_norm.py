@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.dtypes import state_dtype
 from fira_jax.low_rank import LowRank
+from fira_jax.norms import root
 from fira_jax.trees import Params, is_leaf, require_same_leaves, unbox
 
 
@@ -73,7 +75,9 @@ def weight_normalized(
     def init(params: Params) -> WeightNormalizedState:
         magnitudes = low_rank.for_each_matrix(
             params,
-            lambda view, dtype: jnp.zeros((*view.batch_shape, 1, view.matrix_shape[1]), dtype),
+            lambda view, dtype: jnp.zeros(
+                (*view.batch_shape, 1, view.matrix_shape[1]), state_dtype(dtype)
+            ),
         )
         count = jnp.zeros([], jnp.int32)
         return WeightNormalizedState(count, direction.init(params), magnitude.init(magnitudes))
@@ -148,7 +152,7 @@ def _split(grad: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     g, norm = jnp.where(usable, g, 0), _norm(w)
     unit = w / jnp.where(norm > 0, norm, 1)
     along = jnp.sum(g * unit, axis=-2, keepdims=True)
-    return (g - along * unit).astype(grad.dtype), along.astype(grad.dtype)
+    return (g - along * unit).astype(grad.dtype), along.astype(state_dtype(grad.dtype))
 
 
 def _step(x: Any, length: Any, weight: Any, view: Any, rate: Any) -> Any:
@@ -168,4 +172,4 @@ def _step(x: Any, length: Any, weight: Any, view: Any, rate: Any) -> Any:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=-2, keepdims=True))
+    return root(jnp.sum(jnp.square(x), axis=-2, keepdims=True))

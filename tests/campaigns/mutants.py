@@ -42,20 +42,20 @@ MUTANTS = [
     Mutant(
         "ε inside the root",
         "transforms/adam.py",
-        "denominator = jnp.sqrt(v) + eps",
-        "denominator = jnp.sqrt(v + eps)",
+        "denominator = root(v) + small",
+        "denominator = root(v + small)",
     ),
     Mutant(
         "ε on the corrected root",
         "transforms/adam.py",
-        "denominator = jnp.sqrt(v) + eps",
-        "denominator = jnp.sqrt(v) + eps * jnp.sqrt(correction2)",
+        "denominator = root(v) + small",
+        "denominator = root(v) + small * root(correction2)",
     ),
     Mutant(
         "bias corrected twice",
         "transforms/adam.py",
         "core = m / denominator",
-        "core = (m / correction1) / (jnp.sqrt(v / correction2) + eps)",
+        "core = (m / correction1) / (root(v / correction2) + small)",
     ),
     Mutant(
         "bias correction one step late",
@@ -66,8 +66,8 @@ MUTANTS = [
     Mutant(
         "1 - βᵗ by subtraction, which cancels in float32",
         "transforms/coordinates.py",
-        "return -jnp.expm1(count.astype(jnp.result_type(float)) * log)",
-        "return 1 - jnp.exp(log) ** count",
+        "return -jnp.expm1(steps * float(np.log(decay)))",
+        "return 1 - jnp.float32(decay) ** steps",
         (MOMENTS,),
     ),
     Mutant(
@@ -155,7 +155,7 @@ MUTANTS = [
     Mutant(
         "ratio of energies instead of norms",
         "transforms/residual.py",
-        "return (jnp.sqrt(after) / (jnp.sqrt(before) + eps)).astype(node.raw.dtype)",
+        "return (root(after) / (root(before) + eps)).astype(node.raw.dtype)",
         "return (after / (before + eps)).astype(node.raw.dtype)",
     ),
     Mutant(
@@ -574,8 +574,8 @@ MUTANTS = [
     Mutant(
         "displacement for each check instead of each step",
         "refresh/displacement.py",
-        "axis=(-2, -1)) / age",
-        "axis=(-2, -1)) / gap",
+        "astype(direction.dtype)) / steps",
+        "astype(direction.dtype)) / gap",
         ("refresh/test_rules.py",),
     ),
     Mutant(

@@ -188,7 +188,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("one round only", "jax.lax.fori_loop(0, rounds, once, x)", "once(0, x)"),
         (
             "whitened matrix without its norm",
-            "x * (norm / jnp.maximum(_frobenius(x), _TINY))",
+            "x * _divide(norm, _frobenius(x))",
             "x * norm",
         ),
     ],
