@@ -49,11 +49,11 @@ def steady(inner: optax.GradientTransformation) -> optax.GradientTransformationE
     ) -> tuple[optax.Updates, optax.OptState]:
         seen = jax.tree.map(shown, updates)
         new, after = inner.update(seen, state, jax.tree.map(shown, params), **extra_args)
-        if jax.tree.structure(new) == jax.tree.structure(updates):
-            new = jax.tree.map(
-                lambda x, given, wide: x if given.dtype == wide.dtype else x.astype(given.dtype),
-                *(new, updates, seen),
-            )
+
+        def back(x: Any, given: Any, wide: Any) -> Any:
+            return x if given.dtype == wide.dtype else x.astype(given.dtype)
+
+        new = jax.tree.map(back, new, updates, seen)
         return new, jax.tree.map(_like, after, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

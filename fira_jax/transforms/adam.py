@@ -189,7 +189,8 @@ def scale_by_adam(
         def step(leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
             require_same_shape(f"an update of shape {leaf.shape}", leaf.shape, mu.shape)
             wide = jnp.promote_types(leaf.dtype, jnp.float32)
-            m, v = _averages(*(x.astype(wide) for x in (leaf, mu, nu)), b1, b2)
+            grad, m, v = (x.astype(wide) for x in (leaf, mu, nu))
+            m, v = _averages(grad, m, v, b1, b2)
             denominator = root(v / of_second.astype(wide)) + jnp.asarray(eps, wide)
             update = (m / of_first.astype(wide)) / denominator
             return update.astype(leaf.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
