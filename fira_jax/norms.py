@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -32,3 +34,23 @@ def column_energy(x: jax.Array, axis: int = -2) -> jax.Array:
 def frobenius_norm(x: jax.Array) -> jax.Array:
     """The norm of each matrix in float32 or wider, ``[*batch, r, b] -> [*batch]``."""
     return root(jnp.sum(column_energy(x), axis=(-2, -1)))
+
+
+def squared_norm(tree: Any) -> jax.Array:
+    """Sum of all squares of a tree, in float32 or wider.
+
+    Args:
+      tree: of arrays.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> float(fira_jax.transforms.squared_norm({"w": jnp.ones((2, 3)), "b": jnp.array([2.0])}))
+      10.0
+    """
+    return sum(
+        (
+            jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))))
+            for x in jax.tree.leaves(tree)
+        ),
+        jnp.zeros([], jnp.float32),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,19 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.layer_by_layer.independence import require_independent_parameters, used_entries
-from fira_jax.precision.quantized_weights import (
-    apply_quantized_updates,
-    dequantize_weights,
-    has_quantized_weights,
-)
+from fira_jax.layer_by_layer.independence import require_independent_parameters
+from fira_jax.layer_by_layer.passes import Batch, Model
+from fira_jax.layer_by_layer.weights import FloatingWeights, QuantizedWeights, decoded
+from fira_jax.norms import squared_norm
+from fira_jax.precision.quantized_weights import dequantize_weights, has_quantized_weights
 from fira_jax.trees import Params
-
-# Of weights in 8 bits: what is decoded in float32 at a time.
-_ROWS_AT_A_TIME = 256
-
-Batch = Any
-"""Whatever the model reads: a pytree of arrays."""
 
 
 class Layerwise(NamedTuple):
@@ -131,12 +125,15 @@ def layerwise(
         raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
-    plain = optax.with_extra_args_support(tx)
-    counted = optax.chain(plain, optax.scale_by_schedule(lambda _: 1))  # whose state counts steps
+    model = Model(embed, block, head_loss, layers, micro_batches)
+    plain = FloatingWeights(optax.with_extra_args_support(tx))
+    in_8_bits = QuantizedWeights.counting_steps_of(plain.tx, seed)
+
+    def weights_of(params: Params) -> FloatingWeights | QuantizedWeights:
+        return in_8_bits if has_quantized_weights(params) else plain
 
     def init(params: Params) -> dict[str, Any]:
-        one = _with_one_layer(params, layers)
-        tx = counted if has_quantized_weights(params) else plain
+        one, tx = _with_one_layer(params, layers), weights_of(params).tx
         jax.eval_shape(tx.init, one)  # raises, or warns, about the model as a whole
         require_independent_parameters(tx, one)
 
@@ -152,93 +149,31 @@ def layerwise(
     def step(
         params: Params, state: dict[str, Any], batch: Batch
     ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
-        one, in_8_bits = _with_one_layer(params, layers), has_quantized_weights(params)
-        tx = counted if in_8_bits else plain
-        outer = _decoded({name: params[name] for name in params if name != layers})
-        # The gradient of what lies below the layers is complete only after them.
-        below = {name: outer[name] for name in used_entries(embed, outer, batch)}
-
-        def forward(x: Any, stored: Any) -> tuple[Any, Any]:
-            layer = _decoded(stored)
-            return _in_pieces(lambda x: block(layer, x), micro_batches, x), x
-
-        x, embed_vjp = jax.vjp(lambda below: embed({**outer, **below}, batch), below)
-        x, inputs = jax.lax.scan(forward, x, params[layers])
-        loss, (grads, dx) = jax.value_and_grad(head_loss, argnums=(0, 1))(outer, x, batch)
-        above = {name: grads.pop(name) for name in outer if name not in below}
-
-        def block_vjp(layer: Any, x: Any, dx: Any) -> tuple[Any, Any]:
-            return _summed_vjp(block, micro_batches, _decoded(layer), x, dx)
-
-        def embed_grads(dx: Any) -> dict[str, Any]:
-            return jax.tree.map(jnp.add, embed_vjp(dx)[0], grads)
-
+        one, weights = _with_one_layer(params, layers), weights_of(params)
+        run = model.forward(params, batch)
+        clipped_norm = None
         if clip_norm is not None:
+            clipped_norm = run.gradient_norm()
+            run = run.shrunk(jnp.where(clipped_norm > clip_norm, clip_norm / clipped_norm, 1))
 
-            def measure(carry: Any, scanned: Any) -> tuple[Any, None]:
-                dx, energy = carry
-                layer, x = scanned
-                layer_grads, dx = block_vjp(layer, x, dx)
-                return (dx, energy + _energy(layer_grads)), None
-
-            (dx_0, energy), _ = jax.lax.scan(
-                measure, (dx, _energy(above)), (params[layers], inputs), reverse=True
+        def update(name: str, grads: Any, state: Any, stored: Any, number: Any = 0) -> Any:
+            value = decoded(stored)  # again: kept since the gradient it would take its room
+            updates, new_state = weights.tx.update(
+                _only(one, name, grads), state, _only(one, name, value), value=run.loss
             )
-            norm = jnp.sqrt(energy + _energy(embed_grads(dx_0)))
-            # The gradient is linear in what the loss sends back, so this clips all that follows.
-            shrink = jnp.where(norm > clip_norm, clip_norm / norm, 1)
-            above, grads, dx = jax.tree.map(
-                lambda g: g * shrink.astype(g.dtype), (above, grads, dx)
-            )
-
-        count = len(jax.tree.leaves(inputs)[0])
-
-        def update(
-            name: str, grads: Any, state: Any, stored: Any, layer: jax.typing.ArrayLike = 0
-        ) -> tuple[Any, Any]:
-            value = _decoded(stored)  # again: kept since the gradient it would take its room
-            updates, new_state = tx.update(
-                _only(one, name, grads), state, _only(one, name, value), value=loss
-            )
-            if not in_8_bits:
-                return optax.apply_updates(value, updates[name]), new_state
-            # No two layers, and no two steps, are rounded alike.
-            number = state[-1].count * count + layer
-            new = apply_quantized_updates(
-                {name: stored},
-                {name: updates[name]},
-                number,
-                seed=seed,
-                rows_at_a_time=_ROWS_AT_A_TIME,
-            )
+            count = len(jax.tree.leaves(run.inputs)[0])
+            before, after = {name: stored}, {name: value}
+            new = weights.write(before, after, {name: updates[name]}, state, number, count)
             return new[name], new_state
 
-        def backward(carry: Any, numbered: Any) -> tuple[Any, None]:
-            dx, energy, stacked = carry
-            i, x = numbered
-            layer, layer_state = _at(stacked, i)
-            # What reads the layer comes before what overwrites it, so that nothing is copied.
-            layer_grads, dx = jax.lax.optimization_barrier(block_vjp(layer, x, dx))
-            new = update(layers, layer_grads, layer_state, layer, i)
-            stacked = jax.tree.map(
-                lambda s, x: jax.lax.dynamic_update_index_in_dim(s, x, i, 0), stacked, new
-            )
-            return (dx, energy + _energy(layer_grads), stacked), None
-
-        new = {name: update(name, above[name], state[name], params[name]) for name in above}
-        stacked = params[layers], state[layers]
-        (dx, energy, new[layers]), _ = jax.lax.scan(
-            backward,
-            (dx, _energy(above), stacked),
-            (jnp.arange(count), inputs),
-            reverse=True,
-        )
-        grads = embed_grads(dx)
-        new |= {name: update(name, grads[name], state[name], params[name]) for name in below}
-        if clip_norm is None:
-            norm = jnp.sqrt(energy + _energy(grads))
+        new = {name: update(name, run.above[name], state[name], params[name]) for name in run.above}
+        stacks = params[layers], state[layers]
+        dx, energy, new[layers] = run.update_layers(stacks, functools.partial(update, layers))
+        grads = run.embed_gradient(dx)
+        new |= {name: update(name, grads[name], state[name], params[name]) for name in grads}
+        norm = jnp.sqrt(energy + squared_norm(grads)) if clipped_norm is None else clipped_norm
         params, state = ({name: new[name][i] for name in params} for i in range(2))
-        return params, state, {"loss": loss, "grad_norm": norm}
+        return params, state, {"loss": run.loss, "grad_norm": norm}
 
     return Layerwise(init, step)
 
@@ -264,57 +199,7 @@ def _with_one_layer(params: Params, layers: str) -> dict[str, Any]:
     }
 
 
-def _decoded(weights: Any) -> Params:
-    return dequantize_weights(weights, rows_at_a_time=_ROWS_AT_A_TIME)
-
-
 def _only(one: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
     """A tree like ``one`` with ``value`` as one entry and every other parameter masked."""
     masked = {k: jax.tree.map(lambda _: optax.MaskedNode(), v) for k, v in one.items()}
     return {**masked, name: value}
-
-
-def _in_pieces(f: Callable[[Any], Any], pieces: int, x: Any) -> Any:
-    """``f`` on ``pieces`` of ``x``, one after the other."""
-    return f(x) if pieces == 1 else _joined(jax.lax.map(f, _split(x, pieces)))
-
-
-def _summed_vjp(
-    block: Callable[[Any, Any], Any], pieces: int, layer: Any, x: Any, dx: Any
-) -> tuple[Any, Any]:
-    """Gradients of ``block`` for its weights, summed over the pieces, and for its input."""
-
-    def vjp(x: Any, dx: Any) -> tuple[Any, Any]:
-        return jax.vjp(block, layer, x)[1](dx)
-
-    if pieces == 1:
-        return vjp(x, dx)
-
-    def add(total: Any, piece: Any) -> tuple[Any, Any]:
-        grads, dx = vjp(*piece)
-        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), dx
-
-    zeros = jax.tree.map(
-        lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)), layer
-    )
-    total, dx = jax.lax.scan(add, zeros, _split((x, dx), pieces))
-    return jax.tree.map(lambda t, w: t.astype(w.dtype), total, layer), _joined(dx)
-
-
-def _at(stacked: Any, i: jax.typing.ArrayLike) -> Any:
-    """Layer ``i`` of every stack."""
-    return jax.tree.map(lambda s: jax.lax.dynamic_index_in_dim(s, i, 0, False), stacked)
-
-
-def _split(x: Any, pieces: int) -> Any:
-    return jax.tree.map(lambda a: a.reshape(pieces, -1, *a.shape[1:]), x)
-
-
-def _joined(x: Any) -> Any:
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), x)
-
-
-def _energy(tree: Any) -> jax.Array:
-    """Sum of squares of all entries, in float32 or wider."""
-    wide = lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32))  # noqa: E731
-    return sum((jnp.sum(jnp.square(wide(g))) for g in jax.tree.leaves(tree)), jnp.zeros([]))

@@ -3,6 +3,7 @@
 The usual ones are at the top of :mod:`fira_jax`; here are the rarer ones and the states of all.
 """
 
+from fira_jax.norms import squared_norm as squared_norm
 from fira_jax.transforms.adagrad_norm import ScaleByAdagradNormState as ScaleByAdagradNormState
 from fira_jax.transforms.adagrad_norm import scale_by_adagrad_norm as scale_by_adagrad_norm
 from fira_jax.transforms.adam import AdamInSubspaceState as AdamInSubspaceState
@@ -21,7 +22,6 @@ from fira_jax.transforms.momentum_feedback import MomentumFeedbackState as Momen
 from fira_jax.transforms.norm_test import AdaptBatchSizeState as AdaptBatchSizeState
 from fira_jax.transforms.norm_test import adapt_batch_size as adapt_batch_size
 from fira_jax.transforms.norm_test import gradient_variance as gradient_variance
-from fira_jax.transforms.norm_test import squared_norm as squared_norm
 from fira_jax.transforms.normalize import multi_normalize as multi_normalize
 from fira_jax.transforms.normalize import standardize as standardize
 from fira_jax.transforms.normalize import unit_rms as unit_rms

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.transforms.norm_test import squared_norm
+from fira_jax.norms import squared_norm
 from fira_jax.trees import Params
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fira_jax.checks import require_count
+from fira_jax.norms import squared_norm
 from fira_jax.trees import Params
 
 
@@ -129,23 +130,3 @@ def gradient_variance(squared_norms: jax.Array, mean: Params, examples_each: int
         raise ValueError(f"the variance needs at least two micro-batches, got {count}")
     spread = jnp.sum(squared_norms) - count * squared_norm(mean)
     return jnp.maximum(spread, 0) * examples_each / (count - 1)
-
-
-def squared_norm(tree: Params) -> jax.Array:
-    """Sum of all squares of a tree, in float32 or wider.
-
-    Args:
-      tree: of arrays.
-
-    Example:
-      >>> import fira_jax, jax.numpy as jnp
-      >>> float(fira_jax.transforms.squared_norm({"w": jnp.ones((2, 3)), "b": jnp.array([2.0])}))
-      10.0
-    """
-    return sum(
-        (
-            jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))))
-            for x in jax.tree.leaves(tree)
-        ),
-        jnp.zeros([], jnp.float32),
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,19 +17,19 @@ from fira_jax.basis import Basis
 from fira_jax.low_rank import LowRank
 from fira_jax.matrix_view import MatrixView
 from fira_jax.norms import column_energy
-from fira_jax.plan import Leaf, warn_if_nothing_is_projected
+from fira_jax.plan import warn_if_nothing_is_projected
 from fira_jax.refresh import Rule
 from fira_jax.refresh.replace import replace_bases
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.residual import residual
+from fira_jax.transforms.state_parts import put_together, take_apart
 from fira_jax.trees import (
     Params,
     finite_entries,
     is_leaf,
     map_leaves,
     require_same_leaves,
-    require_same_shape,
     stateless,
 )
 
@@ -216,40 +216,6 @@ def _require_own_state(state: Any, rule: Rule) -> None:
             f"the optimizer state was initialized with another rule than refresh={rule!r}, which "
             f"{'needs a memory that it lacks' if needed else 'has no use for the memory it holds'}"
         )
-
-
-def take_apart(
-    tree: Any, plan: Sequence[Leaf | None], expect: Callable[[MatrixView | None], Any]
-) -> list[Any]:
-    """Takes a tree of the state apart into the part of each parameter, an array or a pytree.
-
-    Args:
-      tree: a tree like the parameters, with such a part, or a masked place, for each.
-      plan: what will happen to each parameter.
-      expect: the shapes of the part of a parameter that is read in this way.
-
-    Raises:
-      ValueError: the arrays are not those that these parameters need.
-    """
-    arrays = jax.tree.leaves(tree, is_leaf=is_leaf)
-    expected = [
-        jax.tree.flatten(expect(leaf.view if leaf else None), is_leaf=is_leaf) for leaf in plan
-    ]
-    require_same_leaves([x for parts, _ in expected for x in parts], arrays)
-    remaining, found = iter(arrays), []
-    for leaf, (parts, treedef) in zip(plan, expected, strict=True):
-        ours = list(itertools.islice(remaining, len(parts)))
-        for part, x in zip(parts if leaf else (), ours, strict=False):
-            name = f"the update of parameter '{leaf.path}' with shape {leaf.shape}"  # type: ignore[union-attr]
-            require_same_shape(name, *(getattr(y, "shape", None) for y in (part, x)))
-        found.append(jax.tree.unflatten(treedef, ours))
-    return found
-
-
-def put_together(like: Any, parts: Sequence[Any]) -> Any:
-    """A tree of the structure of ``like`` from the part of each parameter."""
-    structure = jax.tree.structure(like, is_leaf=is_leaf)
-    return jax.tree.unflatten(structure, jax.tree.leaves(list(parts), is_leaf=is_leaf))
 
 
 def _numbered(views: Sequence[MatrixView]) -> list[tuple[np.ndarray, int]]:
