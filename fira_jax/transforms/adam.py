@@ -125,22 +125,13 @@ def scale_by_adam_in_subspace(
             require_same_shape(f"an update of shape {shape}", grad.shape, mu.shape)
             wide = jnp.promote_types(grad.dtype, jnp.float32)
             grad, m, v = (x.astype(wide) for x in (grad, mu, nu))
-            correction1, correction2 = outside if node is None else inside
             if node is not None and low_rank.moments == "reset":
                 m, v = (jnp.where(age == 1, 0, x) for x in (m, v))
             elif node is not None and node.rotation is not None:
                 m, v = _carry(node, m, v, before)
             m, v = _averages(grad, m, v, b1, b2)
-            small = jnp.asarray(eps, wide)
-            if bias_correction == "inside":
-                denominator = root(v / correction2.astype(wide)) + small
-                core = (m / correction1.astype(wide)) / denominator
-            else:
-                denominator = root(v) + small
-                core = m / denominator
-            correction = jnp.ones([], wide)
-            if bias_correction == "outside":
-                correction = (jnp.sqrt(correction2) / correction1).astype(wide)
+            corrections = inside if node is not None else outside
+            core, denominator, correction = _direction(m, v, corrections, eps, bias_correction)
             stored = m.astype(mu.dtype), v.astype(nu.dtype)
             if node is None:
                 return (correction * core).astype(leaf.dtype), *stored
@@ -208,6 +199,25 @@ def _averages(
     wide = grad.dtype
     m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * grad
     return m, jnp.asarray(b2, wide) * v + jnp.asarray(1 - b2, wide) * jnp.square(grad)
+
+
+def _direction(
+    m: jax.Array,
+    v: jax.Array,
+    corrections: tuple[jax.Array, jax.Array],
+    eps: jax.typing.ArrayLike,
+    bias_correction: str,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Adam's direction, what it was divided by, and the correction of the whole step."""
+    wide = m.dtype
+    small, step = jnp.asarray(eps, wide), jnp.ones([], wide)
+    first, second = corrections
+    if bias_correction == "inside":
+        m, v = m / first.astype(wide), v / second.astype(wide)
+    elif bias_correction == "outside":
+        step = (jnp.sqrt(second) / first).astype(wide)
+    denominator = root(v) + small
+    return m / denominator, denominator, step
 
 
 def _require_dtypes(mu_dtype: Any, nu_dtype: Any) -> None:

@@ -124,9 +124,8 @@ def project_back_by_factors(
 
         def step(node: Any, mu: Any, rows: Any, columns: Any) -> tuple[Any, Any, Any, Any]:
             wide, view = node.raw.dtype, node.view
-            m = mu.astype(wide)
-            if low_rank.moments == "reset":
-                m = jnp.where(age == 1, 0, m)
+            fresh = low_rank.moments == "reset" and age == 1
+            m = jnp.where(fresh, 0, mu.astype(wide))
             m = jnp.asarray(b1, wide) * m + jnp.asarray(1 - b1, wide) * node.raw
             row, column = _energies(node)
             rows = jnp.asarray(b2, wide) * rows + jnp.asarray(1 - b2, wide) * row

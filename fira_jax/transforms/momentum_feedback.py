@@ -11,6 +11,7 @@ import optax
 from fira_jax.checks import decay
 from fira_jax.dtypes import state_dtype
 from fira_jax.low_rank import LowRank
+from fira_jax.matrix_view import MatrixView
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.adam import AdamInSubspaceState, scale_by_adam_in_subspace
@@ -114,11 +115,8 @@ def momentum_feedback(
     )
 
     def init(params: Params) -> MomentumFeedbackState:
-        error: Any = ()
-        if error_feedback:
-            error = low_rank.for_each_matrix(
-                params, lambda view, dtype: jnp.zeros(view.shape, state_dtype(dtype))
-            )
+        zeros = lambda view, dtype: jnp.zeros(view.shape, state_dtype(dtype))  # noqa: E731
+        error = low_rank.for_each_matrix(params, zeros) if error_feedback else ()
         return MomentumFeedbackState(project.init(params), adam.init(params), error)
 
     def update(
@@ -134,20 +132,18 @@ def momentum_feedback(
             for tree in (state.project.bases, state.adam.mu, state.error)
         )
         correction = jnp.where(state.adam.count > 0, one_minus_power(b1, state.adam.count), 1)
+        held = errors if error_feedback else [None] * len(leaves)
+        plan = low_rank.leaves(updates)
+        seen = {
+            i: _wholes(leaf.view, leaves[i], bases[i], mus[i], held[i])
+            for i, leaf in enumerate(plan)
+            if leaf is not None and leaf.view is not None
+        }
         accumulated, sources = list(leaves), list(leaves)
-        momenta, wholes = {}, {}
-        for i, leaf in enumerate(low_rank.leaves(updates)):
-            if leaf is None or leaf.view is None:
-                continue
-            momentum = leaf.view.lift(bases[i], mus[i])
-            whole = leaf.view.to_matrix(leaves[i]).astype(momentum.dtype)
-            if error_feedback:
-                whole += leaf.view.to_matrix(errors[i]).astype(whole.dtype)
-            weight = jnp.asarray(rho / correction, whole.dtype)
-            source = weight * momentum + jnp.asarray(1 - rho, whole.dtype) * whole
-            momenta[i], wholes[i] = momentum, whole
-            sources[i] = leaf.view.from_matrix(source)
-            accumulated[i] = leaf.view.from_matrix(whole).astype(leaf.dtype)
+        for i, (momentum, whole) in seen.items():
+            put_back = plan[i].view.from_matrix  # type: ignore[union-attr]
+            sources[i] = put_back(_mixed(momentum, whole, rho, correction))
+            accumulated[i] = put_back(whole).astype(leaves[i].dtype)
 
         nodes, project_state = project.update(
             jax.tree.unflatten(treedef, accumulated),
@@ -155,18 +151,47 @@ def momentum_feedback(
             basis_from=jax.tree.unflatten(treedef, sources),
         )
         if error_feedback:
-            ratio = jnp.asarray(b1 / (1 - b1))
-            for i, node in enumerate(jax.tree.leaves(nodes, is_leaf=is_leaf)):
-                if not isinstance(node, Subspace):
-                    continue
-                gain = ratio.astype(node.raw.dtype)
-                taken = node.raw + gain * (node.rotation @ mus[i].astype(node.raw.dtype))
-                lost = wholes[i] + gain * momenta[i] - node.view.lift(node.basis, taken)
-                before = node.view.to_matrix(errors[i])
-                lost = jnp.where(node.usable, lost.astype(before.dtype), before)
-                errors[i] = node.view.from_matrix(lost)
+            by_place = jax.tree.leaves(nodes, is_leaf=is_leaf)
+            for i, both in seen.items():
+                errors[i] = _lost(by_place[i], b1 / (1 - b1), mus[i], *both, errors[i])
         error = jax.tree.unflatten(jax.tree.structure(state.error, is_leaf=is_leaf), errors)
         updates, adam_state = adam.update(nodes, state.adam)
         return updates, MomentumFeedbackState(project_state, adam_state, error)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _wholes(
+    view: MatrixView, grad: jax.Array, basis: jax.Array, mu: jax.Array, error: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The momentum, and the gradient with what was lost before, as matrices."""
+    momentum = view.lift(basis, mu)
+    whole = view.to_matrix(grad).astype(momentum.dtype)
+    if error is not None:
+        whole += view.to_matrix(error).astype(whole.dtype)
+    return momentum, whole
+
+
+def _mixed(
+    momentum: jax.Array, whole: jax.Array, rho: jax.typing.ArrayLike, correction: jax.Array
+) -> jax.Array:
+    """What the basis is found from: the corrected momentum and the gradient."""
+    weight = jnp.asarray(rho / correction, whole.dtype)
+    return weight * momentum + jnp.asarray(1 - rho, whole.dtype) * whole
+
+
+def _lost(
+    node: Subspace,
+    gain: jax.typing.ArrayLike,
+    mu: jax.Array,
+    momentum: jax.Array,
+    whole: jax.Array,
+    error: jax.Array,
+) -> jax.Array:
+    """What the new subspace holds neither of the gradient nor of the old momentum."""
+    assert node.rotation is not None
+    gain = jnp.asarray(gain, node.raw.dtype)
+    taken = node.raw + gain * (node.rotation @ mu.astype(node.raw.dtype))
+    lost = whole + gain * momentum - node.view.lift(node.basis, taken)
+    before = node.view.to_matrix(error)
+    return node.view.from_matrix(jnp.where(node.usable, lost.astype(before.dtype), before))

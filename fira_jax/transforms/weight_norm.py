@@ -113,15 +113,10 @@ def weight_normalized(
         )
 
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        moved, lengths = (jax.tree.leaves(x, is_leaf=is_leaf) for x in (moved, lengths))
         steps = [
             _step(x, g, w, v, rate)
-            for x, g, w, v in zip(
-                jax.tree.leaves(moved, is_leaf=is_leaf),
-                jax.tree.leaves(lengths, is_leaf=is_leaf),
-                weights,
-                views,
-                strict=True,
-            )
+            for x, g, w, v in zip(moved, lengths, weights, views, strict=True)
         ]
         count = optax.safe_increment(state.count)
         return (

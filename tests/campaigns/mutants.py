@@ -54,8 +54,8 @@ MUTANTS = [
     Mutant(
         "bias corrected twice",
         "transforms/adam.py",
-        "core = m / denominator",
-        "core = (m / correction1) / (root(v / correction2) + small)",
+        'elif bias_correction == "outside":\n        step',
+        'if bias_correction != "none":\n        step',
     ),
     Mutant(
         "bias correction one step late",
@@ -104,8 +104,8 @@ MUTANTS = [
     Mutant(
         "moments carried between refreshes instead of at them",
         "transforms/adam.py",
-        "jax.lax.cond(node.refreshed, carried",
-        "jax.lax.cond(~node.refreshed, carried",
+        "jax.lax.cond(jnp.any(node.refreshed), carried",
+        "jax.lax.cond(~jnp.any(node.refreshed), carried",
     ),
     Mutant(
         "rotation from the new basis to the old",
@@ -284,8 +284,8 @@ MUTANTS = [
     Mutant(
         "basis of the step before",
         "transforms/project.py",
-        "_node(low_rank, view, matrices[i], stored[i], new, refreshed, key)",
-        "_node(low_rank, view, matrices[i], stored[i], stored[i], refreshed, key)",
+        "_node(low_rank, plan[i], matrix, stored[i], new, is_due, key)",
+        "_node(low_rank, plan[i], matrix, stored[i], stored[i], is_due, key)",
     ),
     Mutant(
         "coordinates of an unusable gradient let in",
@@ -358,15 +358,15 @@ MUTANTS = [
     # --- the refresh
     Mutant(
         "refresh one step late",
-        "refresh/schedules.py",
+        "refresh/scheduled.py",
         "jnp.broadcast_to(count % gap == 0",
         "jnp.broadcast_to(count % gap == 1",
     ),
     Mutant(
         "gap longer by one",
-        "refresh/schedules.py",
-        "ends[-1], gap)",
-        "ends[-1], gap + 1)",
+        "transforms/project.py",
+        "rule.due(memory[i], state.count, gap, index, total)",
+        "rule.due(memory[i], state.count, gap + 1, index, total)",
     ),
     Mutant(
         "step not counted",
@@ -376,9 +376,9 @@ MUTANTS = [
     ),
     Mutant(
         "staggered refreshes all at once",
-        "refresh/schedules.py",
-        "count % gap == index * gap // total",
-        "count % gap == 0 * index",
+        "refresh/scheduled.py",
+        "count % gap == jnp.asarray(index) * gap // total",
+        "count % gap == 0 * jnp.asarray(index)",
         (REFRESH,),
     ),
     Mutant(
@@ -623,8 +623,8 @@ MUTANTS = [
     Mutant(
         "momentum's error fed back unscaled",
         "transforms/momentum_feedback.py",
-        "wholes[i] + gain * momenta[i]",
-        "wholes[i] + momenta[i]",
+        "lost = whole + gain * momentum",
+        "lost = whole + momentum",
         ("methods/test_subspace_methods.py",),
     ),
     Mutant(

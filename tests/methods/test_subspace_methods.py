@@ -107,6 +107,8 @@ def test_subtrack():
 
 def test_galore2_is_galore_with_another_sketch():
     given = {name: object() for name in inspect.signature(fira_jax.galore).parameters}
+    numbers = ("learning_rate", "scale", "weight_decay", "b1", "b2", "eps")
+    given |= {name: i / 8 for i, name in enumerate(numbers, 1)}  # checked before they are passed on
     with mock.patch("fira_jax.methods.galore2.galore", autospec=True) as galore:
         made = fira_jax.galore2(**given)
         fira_jax.galore2(0.1)

@@ -53,14 +53,14 @@ def test_the_picture_shows_the_present_imports():
 
 
 def lines_of_code(function, source):
-    """Lines that are neither blank, comment nor docstring."""
+    """Lines of the body that are neither blank, comment nor docstring."""
     skipped = set()
     if ast.get_docstring(function) is not None:
         skipped = range(function.body[0].lineno, function.body[0].end_lineno + 1)
     lines = source.splitlines()
     return sum(
         bool(lines[i - 1].strip()) and not lines[i - 1].lstrip().startswith("#")
-        for i in range(function.lineno, function.end_lineno + 1)
+        for i in range(function.body[0].lineno, function.end_lineno + 1)
         if i not in skipped
     )
 
