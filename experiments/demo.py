@@ -19,9 +19,10 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from experiments.compiled import cache_compiled
 from experiments.demo_figure import draw
 from experiments.files import write_atomically
-from experiments.training import loop as train
+from experiments.training import pretraining as train
 from experiments.training.config import PretrainConfig, parse
 from experiments.training.metrics import read_metrics
 from experiments.training.optimizers import build_optimizer, learning_rate_schedule
@@ -51,6 +52,7 @@ FIGURE = Path("docs/images/demo.png")
 
 def main() -> None:
     """Trains, measures, prints the table and writes the results."""
+    cache_compiled()
     console = Console()
     rates = best_learning_rates(json.loads(SWEEP.read_text()))
     results = {}

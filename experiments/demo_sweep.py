@@ -15,9 +15,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from experiments.compiled import cache_compiled
 from experiments.demo import OPTIMIZERS, SETTINGS, SWEEP, run_config
 from experiments.files import write_atomically
-from experiments.training import loop as train
+from experiments.training import pretraining as train
 
 START = 0.01
 RUNS = Path("runs/demo_sweep")
@@ -25,6 +26,7 @@ RUNS = Path("runs/demo_sweep")
 
 def main() -> None:
     """Searches for every optimizer's learning rate and records all that was tried."""
+    cache_compiled()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=SETTINGS["rank"], help="of GaLore and Fira")
     rank = parser.parse_args().rank

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
+from etils import epath
 from rich.console import Console
 
 CACHE_VARIABLE = "FIRA_JAX_CACHE"
@@ -70,8 +71,28 @@ def locked(directory: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces ``path`` as a whole: a reader or a killed process never leaves half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path has a scheme: an object store's (``gs://bucket/run``), not a disk's."""
+    return "://" in os.fspath(path)
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Replaces ``path`` as a whole: neither a kill nor a power cut leaves half of it."""
+    if is_remote(path):
+        epath.Path(path).write_text(text)  # an object appears when it is complete
+        return
+    target = Path(path)
+    temporary = target.with_name(target.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, for people: a system's error with the file's name, others by their text."""
+    if isinstance(error, OSError) and error.strerror:
+        named = [os.fspath(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([*map(str, named), error.strerror])
+    return str(error) or type(error).__name__

@@ -2,32 +2,44 @@
 
 import contextlib
 import os
+import signal
 import sys
 
 from experiments import mesh
+from experiments.compiled import cache_compiled
+from experiments.files import one_line
 from experiments.text.corpus import CorpusError
 from experiments.text.packages import DownloadError
-from experiments.training import config
-from experiments.training import loop as train
+from experiments.training import config, pretraining
+from experiments.training.checkpoint import CheckpointError
+from experiments.training.interrupt import RESUME_ME, InterruptedRun
+from experiments.training.lock import InUseError
+from experiments.training.report import DivergedError
 
-EXPECTED_ERRORS = (ValueError, FileNotFoundError, CorpusError, DownloadError, train.DivergedError)
+EXPECTED_ERRORS = (
+    ValueError, OSError, CorpusError, DownloadError, DivergedError, CheckpointError, InUseError,
+)  # fmt: skip
 
 
 def main() -> None:
     """Runs the command line; expected failures end in one clear line, not in a traceback."""
     try:
+        # Before training nothing can be lost; while training it listens itself.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         run = config.parse()
         if run.distributed:
             mesh.join(run.distributed)
+        cache_compiled()
         # All processes do the same; one speaks.
         with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
             if not mesh.is_first_process():
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
-            train.run(run)
+            pretraining.run(run)
     except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues from the last checkpoint")
+        sys.exit(f"error: {one_line(error)}")
+    except (InterruptedRun, KeyboardInterrupt) as interruption:
+        print(str(interruption) or "interrupted; the same command continues", file=sys.stderr)
+        sys.exit(RESUME_ME)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
 import argparse
 import dataclasses
-import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
+from etils import epath
 
-from experiments.files import write_atomically
 from experiments.llama.configs import load_model_config
+from experiments.training.checks import validate
 
 HELP = """Pre-train a LLaMA on real text, with any optimizer of the family.
 
@@ -23,7 +23,8 @@ HELP = """Pre-train a LLaMA on real text, with any optimizer of the family.
 A value is looked up on the command line, then in --config FILE, then in the `train:` part of the
 model's yaml (the paper's settings), then in the built-in defaults; the defaults shown below have
 the last three already applied. Rerunning the same command on the same --output-dir continues
-exactly where the run stopped, however it stopped; on a finished run it does nothing.
+exactly where the run stopped, however it stopped; on a finished run it does nothing. SIGTERM and
+Ctrl-C save before they leave, with exit code 75: start it again.
 
 The output directory holds config.json (the resolved run), metrics.jsonl (one object a step),
 tensorboard/, checkpoints/ and, once finished, summary.json.
@@ -67,9 +68,10 @@ class PretrainConfig:
     eval_every: int = 1_000
     """Updates between two evaluations; the last update is always evaluated."""
     checkpoint_every: int = 500
-    """Updates between two checkpoints; the last two checkpoints are kept."""
-    output_dir: Path | None = None
-    """Where everything about the run goes; default: runs/MODEL-OPTIMIZER."""
+    """Updates between two checkpoints; the last two and the best evaluated one are kept."""
+    output_dir: str | None = None
+    """Where everything about the run goes, a folder or an address in an object store such as
+    gs://bucket/run; default: runs/MODEL-OPTIMIZER."""
     weight_decay: float = 0.0
     """Decoupled weight decay, multiplied by the learning rate."""
     grad_clip: float = 0.0
@@ -110,9 +112,9 @@ class PretrainConfig:
     HOST:PORT,COUNT,INDEX. All need the same --output-dir on a disk they share, and a --mesh."""
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> epath.Path:
         """Where the run's files go."""
-        return self.output_dir or Path("runs") / f"{Path(self.model).stem}-{self.optimizer}"
+        return epath.Path(self.output_dir or f"runs/{Path(self.model).stem}-{self.optimizer}")
 
 
 # What may differ between two commands that continue one run: nothing here moves the trajectory (a
@@ -139,7 +141,7 @@ def parse(argv: Sequence[str] | None = None) -> PretrainConfig:
     if given.steps is not None:
         default = overlay(default, {"steps": given.steps}, "--steps")
     config = tyro.cli(PretrainConfig, args=argv, default=default, description=HELP)
-    _validate(config)
+    validate(config)
     return config
 
 
@@ -155,6 +157,9 @@ def overlay(base: PretrainConfig, values: Mapping[str, Any], source: str) -> Pre
     # YAML reads 1e-3 as text and knows no paths.
     convert: dict[Any, Callable] = {int: operator.index, float: float, Path | None: Path}
     for name, value in values.items():
+        choices = get_args(types[name])
+        if get_origin(types[name]) is Literal and value not in choices:
+            raise ValueError(f"{source}: {name} is {value!r}, expected one of {choices}")
         if types[name] in convert:
             try:
                 values[name] = convert[types[name]](value)
@@ -164,79 +169,11 @@ def overlay(base: PretrainConfig, values: Mapping[str, Any], source: str) -> Pre
     return dataclasses.replace(base, **values)
 
 
-def claim(directory: Path, resolved: Mapping[str, Mapping[str, Any]]) -> None:
-    """Makes ``directory`` this run's, or checks that it already is.
-
-    Args:
-        directory: Where the run's files go.
-        resolved: The run's settings by part (run, model, data), written to ``config.json``.
-
-    Raises:
-        ValueError: If the directory holds a run with other settings; names those that differ.
-    """
-    text = json.dumps(resolved, indent=2, default=str) + "\n"
-    path = directory / "config.json"
-    if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
-        return
-    there, here = json.loads(path.read_text()), json.loads(text)
-    different = [
-        f"{part}.{key}: {there[part].get(key)!r} there, {here[part].get(key)!r} now"
-        for part in here
-        for key in sorted(there[part].keys() | here[part].keys())
-        if there[part].get(key) != here[part].get(key)
-    ]
-    if different:
-        raise ValueError(
-            f"{directory} holds a run with other settings; continue it with its own or choose "
-            "another --output-dir\n  " + "\n  ".join(different)
-        )
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
-    values = yaml.safe_load(path.read_text()) or {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
     return values
-
-
-def _validate(config: PretrainConfig) -> None:
-    positive = (
-        "rank", "update_proj_gap", "steps", "batch_size", "seq_len", "eval_every",
-        "checkpoint_every", "accumulate", "validation_tokens",
-    )  # fmt: skip
-    for name in positive:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.parametrization and config.optimizer != "adamw":
-        raise ValueError(
-            f"parametrization {config.parametrization} is trained by AdamW: with it goes "
-            f"--optimizer adamw, got {config.optimizer}"
-        )
-    if config.parametrization and config.layerwise:
-        raise ValueError("layerwise is for models of matrices: leave out parametrization")
-    if config.distributed and not config.mesh:
-        raise ValueError("distributed needs a mesh, such as --mesh fsdp=8")
-    if not 0 <= config.warmup_steps < config.steps:
-        raise ValueError(
-            f"warmup_steps must be in [0, steps), got {config.warmup_steps} of {config.steps} steps"
-        )
-    if config.layerwise and (config.mesh or config.adaptive_batch):
-        other = "mesh" if config.mesh else "adaptive_batch"
-        raise ValueError(f"layerwise is for one device and batches of one size: leave out {other}")
-    if config.adaptive_batch < 0:
-        raise ValueError(f"adaptive_batch must not be negative, got {config.adaptive_batch}")
-    if config.adaptive_batch and config.accumulate < 2:
-        raise ValueError(
-            "adaptive_batch compares the gradients of micro-batches: set accumulate to at least 2"
-        )
-    if config.adaptive_batch and config.max_batch_size < config.batch_size:
-        raise ValueError(
-            f"max_batch_size {config.max_batch_size} is below batch_size {config.batch_size}"
-        )
-    if config.batch_size % config.accumulate:
-        raise ValueError(
-            f"batch_size {config.batch_size} does not split into {config.accumulate} equal "
-            "micro-batches (accumulate)"
-        )

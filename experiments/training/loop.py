@@ -1,263 +1,258 @@
-"""The training loop, and everything that makes a run resumable."""
+"""One training loop, for pretraining and fine-tuning alike, that loses nothing.
+
+Who trains says what (:class:`Task`) and how long (:class:`Plan`); the loop knows neither model nor
+text. It updates, evaluates, logs and saves, continues from the newest good checkpoint, and leaves
+in order when it is told to. In outline, as ``experiments/training/pretraining.py`` does it::
+
+    folder = RunFolder(directory)
+    folder.create()
+    with held(folder.path) as still_ours:         # no second process beside this one
+        folder.claim(settings, defaults)          # refuse another run's folder
+        with closing(Checkpoints(folder.path / "checkpoints")) as checkpoints:
+            progress = train(task, plan, folder.path, checkpoints, still_ours, settings)
+        if progress.step == plan.steps:
+            folder.finish({"eval_loss": progress.last["eval_loss"]})
+
+Everything that decides how the run goes on is in ``TrainState`` (arrays) or in the position of
+``Task.data`` (a value for JSON): so a run in parts is the whole run, bit for bit.
+"""
 
 import contextlib
 import dataclasses
-import functools
-import json
-import math
+import os
 import time
+from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
 
-import fira_jax
-from experiments.files import write_atomically
-from experiments.llama.configs import load_model_config
-from experiments.llama.model import LlamaConfig
-from experiments.llama.parametrization import make_restart, parametrize, restarting
-from experiments.mesh import first_process_first, is_first_process, make_mesh, put_batch
-from experiments.text import batches as data
-from experiments.training.adaptive_batch import batches_per_update, next_rows
-from experiments.training.checkpoint import Checkpoints
-from experiments.training.config import FREE_KEYS, PretrainConfig, claim
-from experiments.training.layerwise_step import make_layerwise
-from experiments.training.metrics import MetricsLog, NoLog, ProgressLine, read_metrics
-from experiments.training.optimizers import build_optimizer, learning_rate_schedule
-from experiments.training.step import (
-    lower_update,
-    make_evaluate,
-    make_init,
-    make_state_shardings,
-    make_train_step,
-)
-from fira_jax.cost.memory import device_bytes
-
-# A single spike may pass; after this many updates without a finite loss nothing comes back.
-PATIENCE = 20
+from experiments.mesh import is_first_process
+from experiments.training.checkpoint import Checkpoints, all_finite
+from experiments.training.interrupt import Interrupt, InterruptedRun
+from experiments.training.metrics import Log, MetricsLog, NoLog
+from experiments.training.progress import ProgressLine
+from experiments.training.report import DelayedReport, check_weights, perplexity
+from experiments.training.step import TrainState, lower_update
 
 
-class DivergedError(RuntimeError):
-    """The loss stayed NaN or infinite."""
+class Position(Protocol):
+    """Where the data stands, such as a Grain iterator."""
+
+    def get_state(self) -> Any:
+        """A value for JSON, the same in every process."""
+
+    def set_state(self, state: Any) -> None:
+        """Goes where another stood."""
+
+    def close(self) -> None:
+        """Frees what reads ahead."""
 
 
-def run(config: PretrainConfig) -> dict[str, Any]:
-    """Trains as ``config`` says, continuing whatever its directory holds.
+Between = Callable[[int, TrainState], TrainState]
 
-    Returns:
-        The contents of ``summary.json``, or ``{}`` if ``stop_after`` came first.
 
-    Raises:
-        ValueError: If the directory holds a different run, or a setting is impossible.
-        DivergedError: If the loss stayed NaN or infinite for ``PATIENCE`` updates.
+def _nothing_between(formats: Any) -> Between:  # noqa: ARG001
+    return lambda step, state: state  # noqa: ARG005
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    Attributes:
+        init_state: The first state; traced for shapes, jitted for arrays.
+        abstract_state: Its shapes, with shardings on a mesh.
+        train_step: Jitted ``(state, batch) -> (state, values)``, the state donated; among the
+            values, scalars, are ``train_loss`` and ``grad_norm``.
+        next_batch: The next update's batch on its devices, and the number of its tokens; moves
+            ``data``.
+        data: Where the training data stands.
+        evaluate: Numbers of a state on held-out data, among them ``eval_loss``.
+        example: A batch like all others, for which the update is compiled ahead; None if batches
+            differ in size.
+        shardings: How the state is spread over a mesh.
+        make_between: From how the state lies in memory, a function that makes the state behind a
+            step ready for the next update.
     """
-    directory = config.directory
-    summary_path = directory / "summary.json"
-    model_config = resolve_model(config)
-    with first_process_first():
-        tokens = load_data(config, model_config.vocab_size)
-    mesh = make_mesh(config.mesh) if config.mesh else None
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_KEYS}
-    resolved = {
-        "run": settings,
-        "model": dataclasses.asdict(model_config),
-        "data": {"fingerprint": tokens.fingerprint},
-    }
-    with first_process_first():
-        claim(directory, resolved)
-    if summary_path.exists():
-        print(f"{directory}: already finished, nothing to do")
-        return json.loads(summary_path.read_text())
 
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return _train(config, model_config, tokens, mesh)
+    init_state: Callable[[], TrainState]
+    abstract_state: TrainState
+    train_step: Any
+    next_batch: Callable[[TrainState], tuple[Any, int]]
+    data: Position
+    evaluate: Callable[[TrainState], dict[str, jax.Array]]
+    example: Any = None
+    shardings: Any = None
+    make_between: Callable[[Any], Between] = _nothing_between
 
 
-def _train(
-    config: PretrainConfig, model_config: LlamaConfig, tokens: data.TokenData, mesh: Mesh | None
-) -> dict[str, Any]:
-    """The run itself, once it is known what it is and that it is not finished."""
-    directory = config.directory
-    schedule = restarting(config, learning_rate_schedule(config))
-    optimizer = build_optimizer(config, schedule)
-    prepare = functools.partial(parametrize, config=config)
-    graphdef, init_state = make_init(model_config, optimizer, config.seed, prepare)
-    if config.layerwise:
-        init_state, train_step = make_layerwise(
-            model_config, optimizer, schedule, config.seed, config.accumulate, config.grad_clip
-        )
-    abstract_state = jax.eval_shape(init_state)
-    shardings = None
-    if mesh is not None:
-        shardings = make_state_shardings(mesh, optimizer, abstract_state)
-        abstract_state = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            abstract_state,
-            shardings,
-        )
-    print(fira_jax.describe(optimizer, abstract_state.params))
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long, and what happens how often, in updates."""
 
-    batches = tokens.train(config.batch_size, config.seed)
-    micro_batch_size = config.batch_size // config.accumulate
-    validation = [put_batch(batch["tokens"], mesh) for batch in tokens.validation(micro_batch_size)]
-    checkpoints = Checkpoints(directory / "checkpoints")
-    start = checkpoints.latest_step
-    stop = min(config.steps, config.stop_after or config.steps)
+    steps: int
+    stop: int
+    eval_every: int
+    checkpoint_every: int
 
-    if not config.layerwise:
-        train_step = make_train_step(
-            graphdef,
-            optimizer,
-            schedule,
-            config.accumulate,
-            shardings,
-            adaptive=config.batch_size if config.adaptive_batch else None,
-        )
-    evaluate = make_evaluate(graphdef)
-    log = MetricsLog(directory, start) if is_first_process() else NoLog()
-    with (
-        closing(batches),
-        closing(checkpoints),
-        closing(log),
-        ProgressLine(start, config.steps, config.batch_size * config.seq_len) as line,
-    ):
-        report = DelayedReport(log, line)
-        formats = shardings  # where the state lies, and in which order
-        if start < stop and not config.adaptive_batch:  # whose batches have several sizes
-            line.say("compiling the update ...")
-            began = time.perf_counter()
-            example = put_batch(np.zeros((config.batch_size, config.seq_len + 1), np.int32), mesh)
-            train_step = lower_update(train_step, abstract_state, example).compile()
-            formats = train_step.input_formats[0][0]
-            line.say(f"compiled in {time.perf_counter() - began:.1f} s")
-        # Only now, so that there is never a second copy in another order.
-        if start:
-            state, seconds = checkpoints.restore(abstract_state, batches)
-            state = jax.device_put(state, formats, donate=True)
-            line.say(f"continuing {directory} after step {start}")
-        else:
-            state, seconds = jax.jit(init_state, out_shardings=formats)(), 0.0
-        restart = make_restart(config, graphdef, formats)
-        began = time.perf_counter()
-        for step in range(start + 1, stop + 1):
-            rows = next_rows(batches, batches_per_update(config, state.opt_state))
-            line.tokens_per_step = len(rows) * config.seq_len
-            state, values = train_step(state, put_batch(rows, mesh))
-            report.submit(step, values)
-            if config.parametrization == "relora" and step % config.update_proj_gap == 0:
-                state = restart(state)
-            evaluate_now = step % config.eval_every == 0 or step == config.steps
-            save_now = step % config.checkpoint_every == 0 or step == stop
-            if not (evaluate_now or save_now):
-                continue
-            jax.block_until_ready(state)
-            seconds += time.perf_counter() - began
-            if evaluate_now:
-                report.add({"eval_loss": evaluate(state.params, validation, state.frozen)})
-            line.skip_time()
-            if save_now:
-                report.flush()  # a checkpoint never gets ahead of the log
-                if report.bad_steps == 0:
-                    checkpoints.save(step, state, batches, seconds)
-            began = time.perf_counter()
-        report.flush()
-    if stop < config.steps:
-        print(f"stopped after step {stop} of {config.steps}; without --stop-after it goes on")
-        return {}
+    def evaluates(self, step: int) -> bool:
+        """Whether this update is followed by an evaluation; the last one is."""
+        return step % self.eval_every == 0 or step == self.steps
 
-    if not is_first_process():
-        return {}
-    records = read_metrics(directory / "metrics.jsonl")
-    last = records[-1]
-    sequences = sum(record.get("batch_size", config.batch_size) for record in records)
-    if last["eval_loss"] is None:
-        raise DivergedError("the run ended with a validation loss that is NaN or infinite")
-    summary = {
-        "steps": config.steps,
-        "eval_loss": last["eval_loss"],
-        "perplexity": last["perplexity"],
-        "bits_per_byte": last["eval_loss"] / math.log(2) / tokens.bytes_per_token,
-        "tokens_per_second": sequences * config.seq_len / seconds,
-        "parameters": sum(x.size for x in jax.tree.leaves(abstract_state.params)),
-        "optimizer_state_bytes": device_bytes(abstract_state.opt_state),
-    }
-    write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-    print(
-        f"finished: validation loss {summary['eval_loss']:.4f}, perplexity "
-        f"{summary['perplexity']:.2f}; everything is in {directory}"
-    )
-    return summary
+    def saves(self, step: int) -> bool:
+        """Whether this update is followed by a checkpoint; the last one is."""
+        return step % self.checkpoint_every == 0 or step == self.stop
 
 
-class DelayedReport:
-    """Reports every update while the next one runs, so that Python never keeps the device waiting.
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come, over all its processes' lives."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    last: dict[str, Any] = dataclasses.field(default_factory=dict)  # the last step's record
+
+
+def train(
+    task: Task,
+    plan: Plan,
+    directory: str | os.PathLike[str],
+    checkpoints: Checkpoints,
+    still_ours: Callable[[], None] = lambda: None,
+    settings: Any = None,
+) -> Progress:
+    """Trains up to ``plan.stop``, from wherever the checkpoints stand.
 
     Args:
-        log: Gets every update's numbers.
-        line: Shows them.
+        task: What.
+        plan: How long.
+        directory: Gets the log.
+        checkpoints: Read at the start, written at the plan's times.
+        still_ours: Raises if another process has taken the folder; asked before every save.
+        settings: Kept in every checkpoint, so that a lost ``config.json`` can be written again.
+
+    Raises:
+        DivergedError: If nothing finite comes any more.
+        CheckpointError: If a checkpoint can't be written, or none can be read.
+        InterruptedRun: After a SIGTERM or SIGINT, once everything is saved.
     """
+    with (
+        contextlib.ExitStack() as stack,
+        ProgressLine(plan.steps) as line,
+        Interrupt() if jax.process_count() == 1 else contextlib.nullcontext() as interrupt,
+    ):
+        with interrupt.nothing_to_lose() if interrupt else contextlib.nullcontext():
+            train_step, formats = task.train_step, task.shardings
+            if checkpoints.latest_step < plan.stop and task.example is not None:
+                train_step, formats = _compile(task, line)
+            state, progress, remembered = _begin(task, checkpoints, formats, line)
+        log: Log = NoLog()
+        if is_first_process():
+            log = MetricsLog(directory, progress.step, remembered, line.say)
+        stack.enter_context(closing(log))
+        report = DelayedReport(log, line)
+        between = task.make_between(formats)
+        save = _saver(task, checkpoints, log, report, still_ours, settings)
+        began = time.perf_counter()
+        for step in range(progress.step + 1, plan.stop + 1):
+            batch, tokens = task.next_batch(state)
+            line.tokens_per_step = tokens
+            state, values = train_step(state, batch)
+            report.submit(step, values)
+            state = between(step, state)
+            progress.step, progress.tokens = step, progress.tokens + tokens
+            checkpoints.check()
+            leaving = _asked_to_leave(interrupt, step)
+            if not (plan.evaluates(step) or plan.saves(step) or leaving):
+                continue
+            jax.block_until_ready(state)
+            progress.seconds += time.perf_counter() - began
+            if plan.evaluates(step):
+                report.add(task.evaluate(state))
+            line.skip_time()
+            if plan.saves(step) or leaving:
+                report.flush()  # a checkpoint never gets ahead of the log
+                saved = save(state, progress)
+            if leaving and step < plan.stop:
+                checkpoints.wait()
+                what = f"saved step {step}" if saved else "left between two bad updates"
+                raise InterruptedRun(f"{what}; the same command continues")
+            began = time.perf_counter()
+        report.flush()
+        checkpoints.wait()
+        progress.last = report.last or progress.last
+        if progress.step == plan.steps and "eval_loss" not in progress.last:
+            # Killed behind its last checkpoint, by a program whose checkpoints did not know.
+            loss = float(task.evaluate(state)["eval_loss"])
+            progress.last = {"eval_loss": loss, "perplexity": perplexity(loss)}
+        return progress
 
-    def __init__(self, log: MetricsLog | NoLog, line: ProgressLine):
-        self._log, self._line = log, line
-        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
-        self.bad_steps = 0  # updates without a finite loss since the last with one
 
-    def submit(self, step: int, values: dict[str, jax.Array]) -> None:
-        """Hands in an update just dispatched; reports the one before."""
-        self.flush()
-        self._waiting = step, values
-
-    def add(self, values: dict[str, jax.Array]) -> None:
-        """Adds numbers to the update handed in last."""
-        assert self._waiting is not None
-        self._waiting[1].update(values)
-
-    def flush(self) -> None:
-        """Waits for the update handed in last and reports it."""
-        if self._waiting is None:
-            return
-        (step, values), self._waiting = self._waiting, None
-        record = {"step": step} | {name: float(value) for name, value in values.items()}
-        if "eval_loss" in record:
-            record["perplexity"] = float(jnp.exp(record["eval_loss"]))
-            self._line.say(f"step {step}  validation loss {record['eval_loss']:.4f}")
-        self._log.write(record)
-        self._line.update(step, record["train_loss"])
-        self.bad_steps = 0 if math.isfinite(record["train_loss"]) else self.bad_steps + 1
-        if self.bad_steps == PATIENCE:
-            raise DivergedError(
-                f"the loss has been NaN or infinite since step {step - PATIENCE + 1}: lower --lr, "
-                "lengthen --warmup-steps or set --grad-clip, in a new --output-dir"
-            )
+def _compile(task: Task, line: ProgressLine) -> tuple[Any, Any]:
+    """The update, compiled, and how it wants the state to lie in memory."""
+    line.say("compiling the update ...")
+    began = time.perf_counter()
+    compiled = lower_update(task.train_step, task.abstract_state, task.example).compile()
+    line.say(f"compiled in {time.perf_counter() - began:.1f} s")
+    return compiled, compiled.input_formats[0][0]
 
 
-def resolve_model(config: PretrainConfig) -> LlamaConfig:
-    """The named architecture in the run's dtype."""
-    model_config, _ = load_model_config(config.model)
-    numerics: Any = {"dtype": config.dtype, "param_dtype": config.dtype, "remat": config.remat}
-    return dataclasses.replace(model_config, **numerics)
+def _begin(
+    task: Task, checkpoints: Checkpoints, formats: Any, line: ProgressLine
+) -> tuple[TrainState, Progress, list[dict[str, Any]]]:
+    """The state to go on from, how far it has come, and what its checkpoint knows of the log.
+
+    Called only once the update is compiled, so that there is never a second copy of the state in
+    another order.
+    """
+    found = checkpoints.restore(task.abstract_state)
+    if found is None:
+        return jax.jit(task.init_state, out_shardings=formats)(), Progress(), []
+    step, state, note = found
+    if formats is not None:
+        state = jax.device_put(state, formats, donate=True)
+    task.data.set_state(note["data"])
+    records = note.get("records", [])
+    line.say(f"continuing after step {step}")
+    progress = Progress(step, last=records[-1] if records else {})
+    if "tokens" in note:  # version 0 did not count them: then the rate is that of the rest
+        progress.seconds, progress.tokens = note["seconds"], note["tokens"]
+    return state, progress, records
 
 
-def load_data(config: PretrainConfig, vocab_size: int) -> data.TokenData:
-    """The run's text in tokens that the model knows; the first use of a text prepares it."""
-    if vocab_size >= 32_000:
-        fitting = "mistral"
-    else:
-        fitting = "bytes" if vocab_size == 258 else f"bpe-{vocab_size}"
-    tokens = data.load(
-        data.DataConfig(
-            dataset=config.dataset,
-            tokenizer=config.tokenizer or fitting,
-            seq_len=config.seq_len,
-            validation_tokens=config.validation_tokens,
-        )
-    )
-    if tokens.vocab_size > vocab_size:
-        raise ValueError(
-            f"tokenizer {config.tokenizer} has {tokens.vocab_size} ids, more than the "
-            f"vocabulary of {vocab_size} of model {config.model}"
-        )
-    return tokens
+def _saver(
+    task: Task,
+    checkpoints: Checkpoints,
+    log: Log,
+    report: DelayedReport,
+    still_ours: Callable[[], None],
+    settings: Any,
+) -> Callable[[TrainState, Progress], bool]:
+    """Saves a state if it is worth going on from, and says whether it was."""
+
+    def save(state: TrainState, progress: Progress) -> bool:
+        check_weights(all_finite, state.params, progress.step)
+        if report.bad_steps:
+            return False
+        still_ours()
+        note = {
+            "seconds": progress.seconds,
+            "tokens": progress.tokens,
+            "data": task.data.get_state(),
+            "records": log.sync(),
+            "settings": settings,
+        }
+        checkpoints.save(progress.step, state, note, report.last.get("eval_loss"))
+        return True
+
+    return save
+
+
+def _asked_to_leave(interrupt: Interrupt | None, step: int) -> bool:
+    """Whether this step is the last for now: the same answer in every process."""
+    if interrupt is not None:
+        return interrupt.requested
+    return multihost_utils.reached_preemption_sync_point(step)

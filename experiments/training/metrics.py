@@ -1,139 +1,196 @@
-"""A run's log: ``metrics.jsonl`` for programs, TensorBoard for eyes, a progress line for now."""
+"""A run's log: ``metrics.jsonl`` for programs, TensorBoard for eyes."""
 
+import itertools
 import json
 import math
-import time
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+import tensorboardX.summary
+from etils import epath
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from experiments.files import write_atomically
+from experiments.files import is_remote, write_atomically
+
+Record = dict[str, Any]
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every complete line of a ``metrics.jsonl``; a killed process may have left half a line."""
-    if not path.exists():
+class Log(Protocol):
+    """Where the numbers of every update go."""
+
+    def write(self, record: Record) -> Record:
+        """Logs one step; returns what stands in the log."""
+
+    def sync(self) -> list[Record]:
+        """Brings all lines to the disk; returns those written since the last call."""
+
+    def close(self) -> None:
+        """Closes what is open."""
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
+    """Every step of a ``metrics.jsonl``; lines that damage or a kill cut short are left out."""
+    file = epath.Path(path)
+    if not file.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    records = []
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:  # also what is no UTF-8
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
 
 
 class MetricsLog:
     """Appends one JSON object a step, and the same numbers to TensorBoard.
 
-    Every line is handed to the operating system at once, so a checkpoint never gets ahead of the
-    lines that led to it, whatever happens to the process.
+    The checkpoint decides where a run stands; the log follows it. Lines behind it are dropped,
+    since the run computes them again. Lines missing before it are taken from what the checkpoint
+    remembers; what neither knows leaves a line ``{"gap": [first, last]}``.
+
+    An object store knows no appending: there the lines go out as a whole at every :meth:`sync`,
+    and TensorBoard's files are left out.
 
     Args:
         directory: The run's folder.
-        after_step: The step the run continues behind; later lines are dropped, as the run will
-            compute them again.
+        after_step: The step of the checkpoint that the run continues from, 0 for none.
+        remembered: Records that the checkpoint holds.
+        say: Gets a line about what is missing.
     """
 
-    def __init__(self, directory: Path, after_step: int):
-        path = directory / "metrics.jsonl"
-        kept = [record for record in read_metrics(path) if record["step"] <= after_step]
-        if [record["step"] for record in kept] != list(range(1, after_step + 1)):
-            raise ValueError(
-                f"{path} holds {len(kept)} of the {after_step} steps before the newest checkpoint: "
-                "it was edited or belongs to another run; use a new --output-dir"
-            )
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=after_step + 1)
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        after_step: int,
+        remembered: Sequence[Record] = (),
+        say: Callable[[str], None] = print,
+    ):
+        self._path, self._say = epath.Path(directory) / "metrics.jsonl", say
+        known = {r["step"]: r for r in (*read_metrics(self._path), *remembered)}
+        lines: list[Record] = []
+        for first, last in _runs_of_missing(known, after_step):
+            known[first] = {"gap": [first, last]}
+            say(f"{self._path}: steps {first} to {last} are lost, in the log only; a gap says so")
+        lines = [known[step] for step in sorted(known) if 1 <= step <= after_step]
+        self._text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self._path, self._text)
+        self._new: list[Record] = []
+        self._remote = is_remote(self._path)
+        self._file = None if self._remote else self._path.open("a")
+        self._board = None if self._remote else Board(directory, after_step + 1, say)
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> Record:
         """Logs one step; numbers JSON does not know (NaN, infinities) become null."""
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in record.items()
         }
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, value, record["step"])
+        self._new.append(clean)
+        line = json.dumps(clean) + "\n"
+        if self._file:
+            self._file.write(line)
+            self._file.flush()  # whatever happens to the process, the system has the line
+        else:
+            self._text += line
+        if self._board:
+            self._board.write(record)
+        return clean
+
+    def sync(self) -> list[Record]:
+        """Brings all lines to the disk, past a power cut; returns those since the last call."""
+        if self._file:
+            os.fsync(self._file.fileno())
+        else:
+            write_atomically(self._path, self._text)
+        new, self._new = self._new, []
+        return new
 
     def close(self) -> None:
-        """Flushes both logs."""
-        self._file.close()
-        self._tensorboard.close()
+        """Closes both logs."""
+        if self._file:
+            self._file.close()
+        elif self._new:
+            write_atomically(self._path, self._text)
+        if self._board:
+            self._board.close()
+
+
+def _runs_of_missing(known: Iterable[int], end: int) -> list[tuple[int, int]]:
+    """First and last step of every gap in 1 ... end."""
+    present = [0, *sorted(step for step in known if 1 <= step <= end), end + 1]
+    return [
+        (before + 1, after - 1)
+        for before, after in itertools.pairwise(present)
+        if after > before + 1
+    ]
 
 
 class NoLog:
     """What a process keeps that leaves the log to another."""
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> Record:
         """Drops it."""
+        return record
+
+    def sync(self) -> list[Record]:
+        """Has nothing."""
+        return []
 
     def close(self) -> None:
-        """Has nothing to flush."""
+        """Has nothing to close."""
 
 
-class ProgressLine:
-    """A live bar on a terminal, elsewhere one plain line every few seconds.
+class Board:
+    """TensorBoard's file, written at once and by this thread.
 
-    Args:
-        start: Steps already done.
-        steps: Steps in the whole run.
-        tokens_per_step: To turn steps into tokens/s.
-        every: Seconds between two plain lines.
+    The usual ``SummaryWriter`` hands its events to a thread through a queue: when the disk is full
+    the thread dies, the queue fills and training waits for ever. This one says so and stops.
     """
 
-    def __init__(self, start: int, steps: int, tokens_per_step: int, every: float = 5.0):
-        self._console = Console()
-        self._steps, self.tokens_per_step, self._every = steps, tokens_per_step, every
-        self._last: tuple[int, float] | None = None  # step and time of the last line
-        self._rate = 0.0  # steps a second since
-        self._bar = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
+    def __init__(
+        self, directory: str | os.PathLike[str], purge_step: int, say: Callable[[str], None] = print
+    ):
+        folder = epath.Path(directory) / "tensorboard"
+        self._say, self._folder = say, folder
+        self._writer: EventsWriter | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(os.fspath(folder / "events"))
+            # What an earlier process wrote for these steps is not shown.
+            start = SessionLog(status=SessionLog.START)
+            self._put(Event(step=purge_step, session_log=start))
+        except OSError as error:
+            self._give_up(error)
+
+    def write(self, record: Record) -> None:
+        """Adds one step's numbers."""
+        for name, value in record.items():
+            if name != "step":
+                self._put(
+                    Event(step=record["step"], summary=tensorboardX.summary.scalar(name, value))
+                )
+
+    def _put(self, event: Event) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._writer = None
+        self._say(
+            f"{self._folder}: {error.strerror or error}; training goes on without TensorBoard"
         )
-        self._task = self._bar.add_task("starting", total=steps, completed=start)
 
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def update(self, step: int, loss: float) -> None:
-        """Shows that ``step`` ended with ``loss``."""
-        now, live = time.monotonic(), self._console.is_terminal
-        if self._last is None:  # the first step, too, pays for more than itself
-            self._last = step, now
-        elapsed = now - self._last[1]
-        if elapsed > (0.5 if live else self._every) or step == self._steps:
-            if step > self._last[0]:
-                self._rate = (step - self._last[0]) / elapsed
-            self._last = step, now
-            if not live:
-                left = f"{(self._steps - step) / self._rate:.0f} s left" if self._rate else ""
-                self.say(f"step {step}/{self._steps}  {self._numbers(loss)}  {left}")
-        if live:
-            self._bar.update(self._task, completed=step, description=self._numbers(loss))
-
-    def skip_time(self) -> None:
-        """Leaves out of the rate what passed since the last step, such as an evaluation."""
-        self._last = None
-
-    def say(self, text: str) -> None:
-        """Prints a line that stays, above the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
-
-    def _numbers(self, loss: float) -> str:
-        return f"loss {loss:.4f}  {self._rate * self.tokens_per_step:,.0f} tokens/s"
+    def close(self) -> None:
+        """Closes the file."""
+        if self._writer is not None:
+            self._writer.close()

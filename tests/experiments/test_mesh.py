@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from experiments import mesh
 from experiments.llama.model import LlamaConfig
 from experiments.training import config
-from experiments.training import loop as train
+from experiments.training import pretraining as train
 from experiments.training.metrics import read_metrics
 from experiments.training.optimizers import build_optimizer
 from experiments.training.step import make_init, make_state_shardings

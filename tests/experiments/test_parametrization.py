@@ -16,7 +16,7 @@ from experiments.llama.parametrization import (
     parametrize,
     restarting,
 )
-from experiments.training import loop as train
+from experiments.training import pretraining as train
 from experiments.training.config import PretrainConfig, parse
 from experiments.training.optimizers import build_optimizer, learning_rate_schedule
 from experiments.training.step import make_init, make_train_step, merge

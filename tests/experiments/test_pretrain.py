@@ -19,7 +19,7 @@ from jax.experimental.layout import Format, Layout
 
 from experiments.llama import model
 from experiments.llama.configs import load_model_config
-from experiments.training import loop as train
+from experiments.training import pretraining as train
 from experiments.training.config import PretrainConfig, parse
 from experiments.training.metrics import MetricsLog, ProgressLine, read_metrics
 from experiments.training.optimizers import OPTIMIZERS, build_optimizer, learning_rate_schedule
