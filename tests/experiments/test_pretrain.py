@@ -19,10 +19,13 @@ from jax.experimental.layout import Format, Layout
 
 from experiments.llama import model
 from experiments.llama.configs import load_model_config
+from experiments.training import loop
 from experiments.training import pretraining as train
 from experiments.training.config import PretrainConfig, parse
-from experiments.training.metrics import MetricsLog, ProgressLine, read_metrics
+from experiments.training.metrics import MetricsLog, read_metrics
 from experiments.training.optimizers import OPTIMIZERS, build_optimizer, learning_rate_schedule
+from experiments.training.progress import ProgressLine
+from experiments.training.report import PATIENCE, DelayedReport, DivergedError
 from experiments.training.step import TrainState, lower_update, make_init, make_train_step
 from fira_jax.cost.memory import device_bytes
 from tests.experiments.tiny_run import write_inputs
@@ -168,7 +171,7 @@ def test_a_state_that_lies_in_memory_otherwise_trains_and_resumes_alike(
         chosen = {"in_shardings": (formats, None), "out_shardings": (formats, None)}
         return jax.jit(train_step, donate_argnums=0, **chosen).lower(state, tokens)
 
-    monkeypatch.setattr(train, "lower_update", lower)
+    monkeypatch.setattr(loop, "lower_update", lower)
     monkeypatch.setenv("FIRA_JAX_CACHE", tiny.environment["FIRA_JAX_CACHE"])
     directory = tiny.folder / "backwards"
     flags = [*tiny.flags, "--checkpoint-every=4", f"--output-dir={directory}"]
@@ -338,18 +341,18 @@ def test_accumulated_micro_batches_equal_one_batch():
 
 def test_loss_that_stays_nan_stops_the_run(tmp_path):
     log = MetricsLog(tmp_path, after_step=0)
-    report = train.DelayedReport(log, ProgressLine(0, 100, 1))
+    report = DelayedReport(log, ProgressLine(100))
     losses = [1.0, np.nan, 2.0] + [np.nan] * 100
 
     def submit_all() -> None:
         for step, loss in enumerate(losses, 1):
             report.submit(step, {"train_loss": jnp.float32(loss)})
 
-    with pytest.raises(train.DivergedError, match="since step 4"):
+    with pytest.raises(DivergedError, match="since step 4"):
         submit_all()
     log.close()
     records = read_metrics(tmp_path / "metrics.jsonl")
-    assert len(records) == 3 + train.PATIENCE
+    assert len(records) == 3 + PATIENCE
     assert records[1]["train_loss"] is None
     assert records[2]["train_loss"] == 2.0
 
@@ -359,8 +362,6 @@ def test_log_drops_what_comes_after_the_checkpoint(tmp_path):
     path.write_text('{"step": 1, "x": 0.1}\n{"step": 2, "x": 0.2}\n{"step": 3, "x')
     MetricsLog(tmp_path, after_step=1).close()
     assert path.read_text() == '{"step": 1, "x": 0.1}\n'
-    with pytest.raises(ValueError, match="holds 1 of the 2 steps"):
-        MetricsLog(tmp_path, after_step=2)
 
 
 ADAPTIVE = (
