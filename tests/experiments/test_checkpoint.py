@@ -100,7 +100,7 @@ def test_refuses_another_shape(tmp_path):
     checkpoints.save(1, state(1.0), NOTE)
     checkpoints.close()
     other = {**ABSTRACT, "step": jax.ShapeDtypeStruct((2,), jnp.int32)}
-    with pytest.raises(CheckpointError, match=r"(?s)step.*\[\] there, .*\[2\] now"):
+    with pytest.raises(CheckpointError, match=r"(?s)step.*\[\]\] there, .*\[2\]\] now"):
         Checkpoints(tmp_path).restore(other)
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -113,18 +115,20 @@ def test_a_second_process_is_refused_and_the_first_undisturbed(tmp_path):
 
 
 def test_a_killed_holder_releases_the_folder(tmp_path):
-    ready, parent = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with held(tmp_path):
-            os.write(parent, b"x")
-            time.sleep(60)
-        os._exit(0)
-    os.read(ready, 1)
-    with pytest.raises(InUseError, match=f"process {child} on"), held(tmp_path):
-        pass
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    holder = (
+        "import sys, time; from experiments.training.lock import held\n"
+        "with held(sys.argv[1]): print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(InUseError, match=f"process {child.pid} on"), held(tmp_path):
+            pass
+        child.kill()
     with held(tmp_path):
         assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
 
@@ -159,9 +163,9 @@ def bucket(monkeypatch):
 
 def test_a_lease_in_an_object_store_is_for_one(bucket):
     with held("gs://bucket/run", seconds=0.4) as still_ours:
-        with pytest.raises(InUseError, match=f"gs://bucket/run is in use by process {os.getpid()}"):
-            with held("gs://bucket/run", seconds=0.4):
-                pass
+        in_use = f"gs://bucket/run is in use by process {os.getpid()}"
+        with pytest.raises(InUseError, match=in_use), held("gs://bucket/run", seconds=0.4):
+            pass
         still_ours()
         time.sleep(0.5)  # longer than a lease: it was renewed
         still_ours()

@@ -17,13 +17,13 @@ from experiments.training.loop import Plan, Progress, Task, train
 from experiments.training.metrics import read_metrics
 from experiments.training.step import TrainState
 
-ROWS, WIDTH = 4, 64
-OPTIMIZER = optax.adam(0.05)
+ROWS, WIDTH = 4, 512
+OPTIMIZER = optax.adam(0.01)
 SETTINGS = {"run": {"lr": 0.05}}
 
 
 def init_state() -> TrainState:
-    params = {"w": jnp.full((WIDTH, 2), 0.05), "b": jnp.zeros(2)}
+    params = {"w": 0.1 * jax.random.normal(jax.random.key(0), (WIDTH, 2)), "b": jnp.zeros(2)}
     return TrainState(jnp.int32(0), params, OPTIMIZER.init(params))
 
 
