@@ -4,6 +4,7 @@ python docs/figures/gallery.py [NAME ...]     # all methods, or only these
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -81,8 +82,11 @@ def element_count(state: str, a: int, b: int, r: int) -> int | None:
     """What a formula like ``ar + 2br + 1`` comes to; None if there are words in it."""
     if not re.fullmatch(r"[abr0-9+ ]+", state):
         return None
-    factors = re.sub(r"(?<=[abr0-9])(?=[abr])", "*", state)
-    return eval(factors, {"a": a, "b": b, "r": r})
+    sizes = {"a": a, "b": b, "r": r}
+    return sum(
+        math.prod(sizes.get(factor) or int(factor) for factor in re.findall(r"[abr]|[0-9]+", term))
+        for term in state.split("+")
+    )
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

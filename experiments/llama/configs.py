@@ -64,8 +64,10 @@ def load_model_config(name_or_path: str | Path) -> tuple[LlamaConfig, dict[str, 
 
 
 def _sections(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    with path.open() as file:
-        content = yaml.load(file, Loader=_Loader)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if isinstance(content, dict) and set(content) <= {"model", "train"}:
         model, train = content.get("model"), content.get("train", {})
         if isinstance(model, dict) and isinstance(train, dict):

@@ -1,6 +1,7 @@
 """Files from package registries: fetched by the package client, checked against a pinned hash."""
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.files import locked, replacing, sha256_of_file
+
+REQUIREMENTS = "requirements.txt"
 
 
 class DownloadError(RuntimeError):
@@ -22,8 +25,8 @@ class Package:
         name: Name in the registry.
         version: Exact version; None takes what the registry offers.
         sha256: Hexadecimal SHA-256 of the file; None accepts any.
-        kind: ``"wheel"`` or ``"sdist"`` of the Python package index (a wheel is preferred: for
-            a source archive pip runs its ``setup.py`` to learn its name), ``"npm"`` or ``"deb"``.
+        kind: ``"wheel"`` or ``"sdist"`` of the Python package index, ``"npm"`` or ``"deb"``. For
+            a source archive pip would run its ``setup.py``, so that one is fetched by its address.
     """
 
     name: str
@@ -36,14 +39,16 @@ class Package:
         return f"{self.name}{separator}{self.version}" if self.version else self.name
 
     def download_command(self) -> list[str]:
-        """The command that puts the package's file into the working folder."""
+        """The command that puts the package's file into the working folder; it runs none of it."""
         if self.kind == "npm":
-            return ["npm", "pack", "--silent", str(self)]
+            return ["npm", "pack", "--silent", "--ignore-scripts", str(self)]
         if self.kind == "deb":
             return ["apt-get", "download", "--quiet", str(self)]
+        if self.kind == "sdist":
+            return [sys.executable, "-m", "experiments.text.sdist", self.name, str(self.sha256)]
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-        only = "--only-binary" if self.kind == "wheel" else "--no-binary"
-        return [*pip, "--no-input", "--quiet", only, self.name, str(self)]
+        checked = ["--require-hashes", "--requirement", REQUIREMENTS]
+        return [*pip, "--no-input", "--quiet", "--only-binary", ":all:", *checked]
 
 
 def fetch(package: Package, cache: Path) -> Path:
@@ -64,10 +69,23 @@ def fetch(package: Package, cache: Path) -> Path:
 
 def _download(package: Package, folder: Path) -> None:
     command = package.download_command()
+    # pip compares the hash before it looks into a file, and takes hashes from such a file only.
+    requirements = folder / REQUIREMENTS
+    requirements.write_text(f"{package} --hash=sha256:{package.sha256}\n")
+    here = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
-        outcome = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        outcome = subprocess.run(
+            command,
+            cwd=folder,
+            env=os.environ | here,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     except FileNotFoundError as error:
         raise DownloadError(f"{package} needs {command[0]!r}, which is not installed") from error
+    finally:
+        requirements.unlink()
     if outcome.returncode:
         reason = "\n".join(outcome.stderr.strip().splitlines()[-5:])
         raise DownloadError(

@@ -1,7 +1,8 @@
 """More text for longer runs: verse, the Brown corpus, API documentation, Debian's manuals.
 
-The Debian part is taken as the machine's own release offers it. Where a package is missing it is
-left out, so this corpus is fixed on one machine (its file is kept) but not across machines.
+The Debian part is pinned to the files of one release, Debian 12. Where that release is not at hand a
+package is left out, and said so: this corpus is fixed on one machine (its file is kept), and equal
+between machines that have the same packages.
 """
 
 import gzip
@@ -109,9 +110,9 @@ class _ParagraphParser(HTMLParser):
             self.paragraphs.append([])
 
 
-def _debian(name: str, content: str, licence: str) -> Source:
+def _debian(name: str, version: str, sha256: str, content: str, licence: str) -> Source:
     return Source(
-        Package(name, None, None, "deb"), content, licence, read_debian_html, is_clean_prose
+        Package(name, version, sha256, "deb"), content, licence, read_debian_html, is_clean_prose
     )
 
 
@@ -151,12 +152,60 @@ FULL_SOURCES = (
         read_api_descriptions,
         is_clean_prose,
     ),
-    _debian("anarchism", "essays in question and answer form", "GPL-2.0-or-later"),
-    _debian("linux-doc-6.1", "manual of the Linux kernel", "GPL-2.0"),
-    _debian("python3.11-doc", "manual of Python", "PSF-2.0"),
-    _debian("postgresql-doc-15", "manual of PostgreSQL", "PostgreSQL"),
-    _debian("sqlite3-doc", "manual of SQLite", "public domain"),
-    _debian("rust-doc", "manual of Rust", "MIT or Apache-2.0"),
-    _debian("git-doc", "manual of Git", "GPL-2.0"),
-    _debian("debian-handbook", "a book on administering Debian", "GPL-2.0-or-later, CC BY-SA 3.0"),
+    _debian(
+        "anarchism",
+        "15.3-3",
+        "cf21c10948b00e923c62eb31c39a3390413fa26c5ee0e3b925feb0ec7fe42948",
+        "essays in question and answer form",
+        "GPL-2.0-or-later",
+    ),
+    _debian(
+        "linux-doc-6.1",
+        "6.1.176-1",
+        "0d843674607703b9ef8c1db5e715c38ed52ff23574feabfe0d961d552126859f",
+        "manual of the Linux kernel",
+        "GPL-2.0",
+    ),
+    _debian(
+        "python3.11-doc",
+        "3.11.2-6+deb12u8",
+        "50eb63e7f636c4281e9ce1b8f10386f1def42159eddce34fc1f41c46261df71b",
+        "manual of Python",
+        "PSF-2.0",
+    ),
+    _debian(
+        "postgresql-doc-15",
+        "15.18-0+deb12u1",
+        "3c598277a463c44d672daa2c335deb8d8252e1852fb025fd4578ea2d9a1b90f0",
+        "manual of PostgreSQL",
+        "PostgreSQL",
+    ),
+    _debian(
+        "sqlite3-doc",
+        "3.40.1-2+deb12u2",
+        "466e30d7066e2641fa13e56bc662a2ad521b8cc9c17dde9c9dac3d4f105e32f2",
+        "manual of SQLite",
+        "public domain",
+    ),
+    _debian(
+        "rust-doc",
+        "1.63.0+dfsg1-2",
+        "96ef96fe6df87d939ca713bd7df3d15c2b778ccb892eca025c4ee504146f697b",
+        "manual of Rust",
+        "MIT or Apache-2.0",
+    ),
+    _debian(
+        "git-doc",
+        "1:2.39.5-0+deb12u3",
+        "3c89668a11053a6bafade3de1f611f4613db31e082af63f43d8c5b69ad8795ec",
+        "manual of Git",
+        "GPL-2.0",
+    ),
+    _debian(
+        "debian-handbook",
+        "11.20220922",
+        "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
+        "a book on administering Debian",
+        "GPL-2.0-or-later, CC BY-SA 3.0",
+    ),
 )

@@ -4,6 +4,9 @@ A pretrained LLaMA of the papers sees a part of C4 once, so nothing is kept on d
 """
 
 import itertools
+import os
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from experiments.text.packages import DownloadError
 from experiments.text.packing import Windows, flatten
 from experiments.text.tokenizer import Tokenizer
 
@@ -39,6 +43,8 @@ def open_c4(root: str, split: str, seed: int | None = None) -> Any:
         split: ``"train"`` or ``"validation"``.
         seed: Order of the files; None keeps theirs.
     """
+    if not Path(root).is_dir():
+        check_reachable()
     import datasets  # noqa: PLC0415  slow to import, and only C4 needs it
 
     files = c4_files(root, split)
@@ -54,6 +60,26 @@ def first_texts(root: str, split: str, characters: int) -> Iterator[str]:
         characters -= len(document["text"])
         if characters <= 0:
             break
+
+
+def check_reachable(seconds: float = 5.0) -> None:
+    """Asks whether the hub answers at all, which ``datasets`` finds out by trying for a minute.
+
+    Raises:
+        DownloadError: If it does not.
+    """
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return  # it answered
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error
+        raise DownloadError(
+            f"dataset c4 is streamed from {address}, which can't be reached ({reason}): "
+            "check the network, or train on --dataset registry or a folder"
+        ) from None
 
 
 class Stream:

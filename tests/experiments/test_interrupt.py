@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-import fsspec
 import jax.numpy as jnp
 import pytest
 from etils import epath
@@ -152,13 +151,11 @@ class Bucket(MemoryFileSystem):
 def bucket(monkeypatch):
     backend.fsspec_backend._get_filesystem.cache_clear()
     for name in ("gs", "gcs"):
-        fsspec.register_implementation(name, Bucket, clobber=True)
+        monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, name, Bucket)
     Bucket.clear_instance_cache()
     Bucket.store.clear()
     yield Bucket.store
     backend.fsspec_backend._get_filesystem.cache_clear()
-    for name in ("gs", "gcs"):
-        fsspec.registry._registry.pop(name, None)
 
 
 def test_a_lease_in_an_object_store_is_for_one(bucket):
