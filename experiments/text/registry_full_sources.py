@@ -1,8 +1,8 @@
 """More text for longer runs: verse, the Brown corpus, API documentation, Debian's manuals.
 
-The Debian part is pinned to the files of one release, Debian 12. Where that release is not at hand a
-package is left out, and said so: this corpus is fixed on one machine (its file is kept), and equal
-between machines that have the same packages.
+The Debian part is pinned to the files of one release, Debian 12. Where that release is not at hand
+a package is left out, and said so: this corpus is fixed on one machine (its file is kept), and
+equal between machines that have the same packages.
 """
 
 import gzip
