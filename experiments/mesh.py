@@ -113,22 +113,47 @@ def split_rows(x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, ROWS))
 
 
-def put_batch(rows: np.ndarray, mesh: Mesh | None) -> jax.Array:
-    """A batch on its devices; each process has all of it and keeps what is on its own.
+def put_batch(
+    rows: np.ndarray, mesh: Mesh | None, share: slice = slice(None), count: int | None = None
+) -> jax.Array:
+    """A batch on its devices; each process keeps what is on its own.
+
+    Args:
+        rows: The batch, or this process's share of it.
+        mesh: None for one device.
+        share: Which rows of the batch ``rows`` are, such as :func:`local_rows`; by default all.
+        count: Rows of the whole batch, if ``rows`` are a share.
 
     Raises:
         ValueError: The rows do not divide among the devices.
     """
     if mesh is None:
         return jax.numpy.asarray(rows)
+    count = len(rows) if count is None else count
     shares = math.prod(mesh.shape[name] for name in ROWS)
-    if len(rows) % shares:
+    if count % shares:
         raise ValueError(
-            f"{len(rows)} sequences (batch_size / accumulate) do not divide among the {shares} "
+            f"{count} sequences (batch_size / accumulate) do not divide among the {shares} "
             "devices of the mesh's data and fsdp axes"
         )
     sharding = NamedSharding(mesh, PartitionSpec(ROWS))
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+    first = share.start or 0
+
+    def piece(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(count)
+        return rows[(slice(start - first, stop - first), *index[1:])]
+
+    return jax.make_array_from_callback((count, *rows.shape[1:]), sharding, piece)
+
+
+def local_rows(mesh: Mesh | None, count: int) -> slice:
+    """Of a batch of ``count`` rows those that this process's devices hold; it reads no others."""
+    if mesh is None or count % math.prod(mesh.shape[name] for name in ROWS):
+        return slice(0, count)  # the latter is an error when the batch is put on its devices
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+    held = sharding.addressable_devices_indices_map((count,)).values()
+    bounds = [index[0].indices(count)[:2] for index in held if index is not None]
+    return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
 
 
 def is_first_process() -> bool:

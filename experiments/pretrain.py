@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+import jax
+
 from experiments import mesh
 from experiments.compiled import cache_compiled
 from experiments.files import one_line
@@ -37,6 +39,13 @@ def main() -> None:
             pretraining.run(run)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {one_line(error)}")
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # What is left of a run of several processes can't go on, nor wait for the others to end.
+        print(f"error: another process of this run is gone ({one_line(error)[:100]}); start all "
+              "again: the same command continues", file=sys.stderr, flush=True)  # fmt: skip
+        os._exit(RESUME_ME)
     except (InterruptedRun, KeyboardInterrupt) as interruption:
         print(str(interruption) or "interrupted; the same command continues", file=sys.stderr)
         sys.exit(RESUME_ME)

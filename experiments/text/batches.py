@@ -49,8 +49,8 @@ class DataConfig:
 class TrainSource(Protocol):
     """What training batches come from."""
 
-    def batches(self, batch_size: int, seed: int) -> grain.IterDataset:
-        """Endless batches int32 ``[batch_size, seq_len + 1]``."""
+    def batches(self, batch_size: int, seed: int, rows: slice = slice(None)) -> grain.IterDataset:
+        """These rows of endless batches int32 ``[batch_size, seq_len + 1]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,13 @@ class TokenData:
         return self.tokenizer.vocab_size
 
     def train(
-        self, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1
+        self,
+        batch_size: int,
+        seed: int,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+        rows: slice | None = None,
     ) -> grain.DatasetIterator:
         """Endless batches ``{"tokens": int32 [rows, seq_len + 1]}``.
 
@@ -97,10 +103,11 @@ class TokenData:
             process_index: Which of the processes this is. Each gets its consecutive rows of the
                 global batch, which is the same for any number of processes.
             process_count: Number of processes; must divide ``batch_size``.
+            rows: Instead of the last two, the rows of the global batch to read.
         """
-        rows = _rows_of_process(batch_size, process_index, process_count)
-        batches = self.train_source.batches(batch_size, seed)
-        return iter(batches.map(lambda tokens: {"tokens": tokens[rows]}))
+        rows = rows or _rows_of_process(batch_size, process_index, process_count)
+        batches = self.train_source.batches(batch_size, seed, rows)
+        return iter(batches.map(lambda tokens: {"tokens": tokens}))
 
     def validation(
         self, batch_size: int, *, process_index: int = 0, process_count: int = 1

@@ -37,14 +37,17 @@ class Windows:
         positions = np.asarray(indices)[:, None] * self.seq_len + np.arange(self.seq_len + 1)
         return self.tokens[positions].astype(np.int32)
 
-    def batches(self, batch_size: int, seed: int) -> grain.IterDataset:
-        """Endless batches int32 ``[batch_size, seq_len + 1]``, in a new order every epoch."""
+    def batches(self, batch_size: int, seed: int, rows: slice = slice(None)) -> grain.IterDataset:
+        """Endless batches int32 ``[batch_size, seq_len + 1]``, in a new order every epoch.
+
+        Of each only some ``rows`` are read.
+        """
         return (
             grain.MapDataset.range(len(self))
             .shuffle(seed)
             .repeat()
             .batch(batch_size)
-            .map(self.take)
+            .map(lambda indices: self.take(np.asarray(indices)[rows]))
             .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
         )
 

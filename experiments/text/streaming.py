@@ -90,9 +90,14 @@ class Stream:
         self.tokenizer = tokenizer
         self.seq_len = seq_len
 
-    def batches(self, batch_size: int, seed: int) -> grain.IterDataset:
-        """Batches int32 ``[batch_size, seq_len + 1]``, prepared by a thread ahead of time."""
+    def batches(self, batch_size: int, seed: int, rows: slice = slice(None)) -> grain.IterDataset:
+        """Batches int32 ``[batch_size, seq_len + 1]``, prepared by a thread ahead of time.
+
+        Every process reads the whole stream, since where a window begins follows from all before
+        it, and keeps its ``rows``.
+        """
         windows = _StreamedWindows(self, seed).batch(batch_size, drop_remainder=True)
+        windows = windows.map(lambda tokens: tokens[rows])
         return grain.experimental.ThreadPrefetchIterDataset(windows, prefetch_buffer_size=4)
 
 

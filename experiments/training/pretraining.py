@@ -16,7 +16,7 @@ import fira_jax
 from experiments.llama.configs import load_model_config
 from experiments.llama.model import LlamaConfig
 from experiments.llama.parametrization import make_restart, parametrize, restarting
-from experiments.mesh import first_process_first, is_first_process, make_mesh, put_batch
+from experiments.mesh import first_process_first, is_first_process, local_rows, make_mesh, put_batch
 from experiments.text import batches as data
 from experiments.training.adaptive_batch import batches_per_update, next_rows
 from experiments.training.checkpoint import Checkpoints
@@ -148,11 +148,15 @@ def make_task(
         )
     print(fira_jax.describe(optimizer, abstract_state.params))
 
-    batches = tokens.train(config.batch_size, config.seed)
+    whole = slice(0, config.batch_size)
+    # Of several batches joined for one update a process's share is no longer in one piece.
+    share = whole if config.adaptive_batch else local_rows(mesh, config.batch_size)
+    batches = tokens.train(config.batch_size, config.seed, rows=share)
 
     def next_batch(state: TrainState) -> tuple[jax.Array, int]:
-        rows = next_rows(batches, batches_per_update(config, state.opt_state))
-        return put_batch(rows, mesh), len(rows) * config.seq_len
+        count = batches_per_update(config, state.opt_state)
+        rows, size = next_rows(batches, count), count * config.batch_size
+        return put_batch(rows, mesh, share, size), size * config.seq_len
 
     example = None
     if not config.adaptive_batch:  # whose batches have several sizes

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments import mesh
 from experiments.llama.model import LlamaConfig
+from experiments.text.packing import Windows
 from experiments.training import config
 from experiments.training import pretraining as train
 from experiments.training.metrics import read_metrics
@@ -83,6 +85,29 @@ def test_without_a_mesh_nothing_is_asked():
     assert mesh.put_batch(np.ones((3, 2)), None).shape == (3, 2)
 
 
+def test_a_share_of_a_batch_lands_where_the_whole_would():
+    everything = mesh.make_mesh(f"data={jax.device_count()}")
+    rows = np.arange(24 * jax.device_count()).reshape(-1, 3)
+    assert mesh.local_rows(everything, len(rows)) == slice(0, len(rows))  # all is here
+    np.testing.assert_array_equal(
+        mesh.put_batch(rows, everything, slice(0, len(rows)), len(rows)), rows
+    )
+
+
+def test_only_the_rows_of_the_share_are_read(monkeypatch):
+    windows = Windows(np.arange(1000), seq_len=4)
+    taken = []
+    take = windows.take
+    monkeypatch.setattr(
+        windows, "take", lambda indices: taken.append(len(indices)) or take(indices)
+    )
+    whole, share = windows.batches(8, 0), windows.batches(8, 0, slice(2, 5))
+    expected = next(iter(whole))
+    taken.clear()
+    np.testing.assert_array_equal(next(iter(share)), expected[2:5])
+    assert set(taken) == {3}
+
+
 @pytest.mark.slow
 def test_two_processes_of_four_devices_have_the_losses_of_one_device(tmp_path):
     flags = [*write_inputs(tmp_path), "--steps=20", "--eval-every=20", "--accumulate=2"]
@@ -117,12 +142,58 @@ def test_two_processes_of_four_devices_have_the_losses_of_one_device(tmp_path):
     np.testing.assert_allclose(*(log[-1]["eval_loss"] for log in logs), rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_and_the_run_goes_on(tmp_path):
+    flags = [*write_inputs(tmp_path), "--steps=400", "--checkpoint-every=5", "--optimizer=adamw"]
+    run = tmp_path / "run"
+
+    def start(*more: str) -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        command = [sys.executable, "-m", "experiments.pretrain", *flags, *more]
+        return [
+            subprocess.Popen(
+                [
+                    *command,
+                    f"--output-dir={run}",
+                    "--mesh=fsdp=4,tensor=2",
+                    f"--distributed={address},2,{index}",
+                ],
+                env=os.environ | {"XLA_FLAGS": DEVICES.format(4), "JAX_PLATFORMS": "cpu"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(2)
+        ]
+
+    first, second = start()
+    end = time.monotonic() + 300
+    while len(read_metrics(run / "metrics.jsonl")) < 12:
+        assert time.monotonic() < end
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.01)
+    second.kill()
+    said, _ = first.communicate(timeout=120)
+    second.communicate()
+    assert first.returncode == 75, said
+    assert "another process of this run is gone" in said
+    reached = len(read_metrics(run / "metrics.jsonl"))
+    assert 12 <= reached < 400
+    both = start("--stop-after=30") if reached < 30 else start(f"--stop-after={reached + 5}")
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "continuing after step" in said[0]
+
+
 CHECKPOINT = """
 import sys
 from pathlib import Path
 import jax, numpy as np
 from experiments import mesh
 from experiments.llama.model import LlamaConfig
+from experiments.text.packing import Windows
 from experiments.training import config
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.optimizers import build_optimizer
