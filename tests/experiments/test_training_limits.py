@@ -5,7 +5,6 @@ import functools
 import gzip
 import hashlib
 import http.server
-import io
 import json
 import shutil
 import threading
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from rich.console import Console
 
 from experiments import pretrain
 from experiments.files import one_line
@@ -288,47 +286,6 @@ def test_a_source_archive_is_taken_by_its_hash(index, tmp_path):
     with pytest.raises(ValueError, match="has another SHA-256 than 222"):
         fetch_by_hash(address, "some-name", "2" * 64, folder)
     assert [path.name for path in folder.iterdir()] == ["one-1.zip"]
-
-
-class Clock:
-    """Seconds that pass only when told."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-def shown(monkeypatch, width: int, terminal: bool, seconds: float = 0.5) -> str:
-    clock, out = Clock(), io.StringIO()
-    monkeypatch.setattr("experiments.training.progress.time", clock)
-    console = Console(file=out, width=width, force_terminal=terminal, legacy_windows=False)
-    with ProgressLine(400, console=console) as line:
-        line.tokens_per_step = 1000
-        for step in range(1, 401):
-            clock.now += seconds
-            line.update(step, 2.5)
-            if step % 10 == 0:
-                clock.now += 3.0  # an evaluation, which is not training
-                line.skip_time()
-    return out.getvalue()
-
-
-def test_a_log_file_gets_one_line_a_minute_with_rate_and_time_left(monkeypatch):
-    lines = shown(monkeypatch, 80, terminal=False).splitlines()
-    assert len(lines) == pytest.approx((400 * 0.5 + 40 * 3.0) / 60, abs=1)
-    assert lines[0].startswith("step ")
-    assert "  2,000 tokens/s  0:0" in lines[0]
-    assert lines[0].endswith(" left")
-    assert lines[-1] == "step 400/400  loss 2.5000  2,000 tokens/s"
-    assert not any(" 0 tokens/s" in line for line in lines)
-
-
-def test_a_narrow_terminal_shows_whole_numbers(monkeypatch):
-    text = shown(monkeypatch, 40, terminal=True)
-    assert "400/400" in text
-    assert "2,000 tokens/s" in text
-    assert "…" not in text
 
 
 def test_a_checkpoint_of_an_earlier_commit_goes_on(tmp_path, monkeypatch, capsys):
