@@ -68,7 +68,7 @@ notebooks: $(call with,notebooks)  ## execute the notebooks and keep their outpu
 	$(ON_CPU) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --overwrite notebooks
 
 notebooks-check: $(call with,notebooks)  ## execute the notebooks, changing nothing
-	$(ON_CPU) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+	$(ON_CPU) $(BIN)/python -m pytest --numprocesses 2 --nbmake --nbmake-timeout=600 notebooks
 
 readme: $(call with,experiments)  ## put the newest results into the README
 	$(BIN)/python docs/readme.py

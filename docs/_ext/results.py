@@ -9,10 +9,14 @@ shows it. Files that are not there yet leave a note, so the build does not depen
     :image: ../images/demo.png
     :command: make demo
     ```
+
+``:where: topology=h100, fits=yes`` keeps the rows whose cells say so, ``:sort: -fits, peak_gib``
+orders them, and ``:fold: All rows`` puts everything behind a line that opens.
 """
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-from tables import RESULTS, at, rows_of, table_of
+from tables import RESULTS, at, rows_of, selected, table_of
 
 
 class Results(SphinxDirective):
@@ -30,6 +34,9 @@ class Results(SphinxDirective):
     option_spec = {  # noqa: RUF012
         "rows": directives.unchanged,
         "columns": directives.unchanged,
+        "where": directives.unchanged,
+        "sort": directives.unchanged,
+        "fold": directives.unchanged,
         "image": directives.unchanged,
         "command": directives.unchanged,
     }
@@ -43,16 +50,29 @@ class Results(SphinxDirective):
         if value is None:
             how = f": `{command}`" if command else ""
             return [nodes.note("", *self.parse_text_to_nodes(f"Not yet measured{how}."))]
-        columns = self.options.get("columns")
-        rows, wanted = rows_of(value), [c.strip() for c in columns.split(",")] if columns else None
-        shown: list[nodes.Node] = [_table(*table_of(rows, wanted))]
+        options = {key: _list(self.options.get(key)) for key in ("columns", "where", "sort")}
+        rows = selected(rows_of(value), options["where"], options["sort"])
+        shown: list[nodes.Node] = [_table(*table_of(rows, options["columns"] or None))]
         image = self.options.get("image")
         if image and (Path(self.get_source_info()[0]).parent / image).exists():
             shown += self.parse_text_to_nodes(f"![{self.arguments[0]}]({image})")
         if command:
             line = f"From `docs/results/{path.name}`, written by `{command}`."
             shown += self.parse_text_to_nodes(line)
-        return shown
+        return _folded(self.options["fold"], shown) if "fold" in self.options else shown
+
+
+def _list(option: str | None) -> list[str]:
+    return [part.strip() for part in option.split(",")] if option else []
+
+
+def _folded(title: str, shown: list[nodes.Node]) -> list[nodes.Node]:
+    begin = f'<details class="more"><summary>{html.escape(title)}</summary>'
+    return [
+        nodes.raw("", begin, format="html"),
+        *shown,
+        nodes.raw("", "</details>", format="html"),
+    ]
 
 
 def _table(headings: list[str], body: list[list[str]]) -> nodes.table:

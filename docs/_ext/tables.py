@@ -8,6 +8,19 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
 
+HEADINGS = {"lr": "learning rate", "name": "", "topology": "chip", "oversample": "p"}
+NAMES = {
+    "topology": {
+        "rtx4080": "RTX 4080, 16 GB",
+        "rtx4090": "RTX 4090, 24 GB",
+        "h100": "H100, 80 GB",
+        "v5e:1x1": "TPU v5e, 16 GB",
+        "v6e:1x1": "TPU v6e, 32 GB",
+    },
+    "method": {"fira": "Fira", "galore": "GaLore", "apollo_mini": "APOLLO-Mini", "adamw": "AdamW"},
+}
+"""How people call what a file names briefly."""
+
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -32,6 +45,25 @@ def rows_of(value: Any) -> list[dict[str, Any]]:
     return [row for row in value if isinstance(row, dict)]
 
 
+def selected(rows: list[dict[str, Any]], where: list[str], sort: list[str]) -> list[dict[str, Any]]:
+    """The rows whose values are, or read, as ``where`` says, ordered by the columns in ``sort``.
+
+    A minus before a column has its largest value first.
+    """
+    for column, _, wanted in (condition.partition("=") for condition in where):
+        rows = [
+            row for row in rows if wanted in (str(row.get(column)), cell(column, row.get(column)))
+        ]
+    for column in reversed(sort):
+        key = column.removeprefix("-")
+        rows = sorted(
+            rows,
+            key=lambda row: (row.get(key) is not None, row.get(key)),
+            reverse=column.startswith("-"),
+        )
+    return rows
+
+
 def table_of(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Table:
     """Headings and cells; without ``columns``, every key whose values fit into a cell."""
     if columns is None:
@@ -49,7 +81,8 @@ def fits(value: Any) -> bool:
 def heading(column: str) -> str:
     """``optimizer_state_bytes`` -> ``optimizer state``; units of time stay."""
     words = column.removesuffix("_bytes").replace("_", " ")
-    return {"lr": "learning rate", "name": ""}.get(words, words)
+    words = words.removesuffix(" gib") + " (GiB)" if words.endswith(" gib") else words
+    return HEADINGS.get(words, words)
 
 
 def cell(column: str, value: Any) -> str:
@@ -63,6 +96,8 @@ def cell(column: str, value: Any) -> str:
         return "yes" if value else "no"
     if column.endswith("_bytes"):
         return f"{value / 1e6:.2f} MB"
+    if column in NAMES:
+        return NAMES[column].get(value, str(value))
     if isinstance(value, int) or (isinstance(value, float) and abs(value) >= 10_000):
         return f"{value:,.0f}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

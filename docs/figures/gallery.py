@@ -1,4 +1,4 @@
-"""Draws what part of one gradient each method moves, and writes the gallery's table.
+"""Draws what part of one gradient each method moves, and writes the gallery.
 
 python docs/figures/gallery.py [NAME ...]     # all methods, or only these
 """
@@ -89,37 +89,49 @@ def element_count(state: str, a: int, b: int, r: int) -> int | None:
     )
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The gallery in Markdown."""
-    share = f"within the {RANK} leading directions"
-    lines = [
-        f"| | method | state a matrix | {LARGE[0]} × {LARGE[1]}, r = {LARGE_RANK} | what moves |"
-        f" {share} |",
-        "|---|---|---|---:|---|---:|",
-    ]
-    picture = "the gradient itself"
-    lines.append(
-        f"| ![{picture}](../images/gallery/gradient.png) | {picture} | | | | "
-        f"{results['gradient']['leading_share']:.0%} |"
+def card(title: str, picture: str, lines: list[str]) -> str:
+    """One method: its picture and what is to be said beside it."""
+    text = "\n\n".join(lines)
+    return (
+        f":::{{container}} card\n![{title}](../images/gallery/{picture}.png)\n\n"
+        f"**{title}**\n\n{text}\n:::\n"
     )
+
+
+def cards(results: dict[str, dict[str, Any]]) -> str:
+    """The gallery in Markdown: the gradient itself, then every method."""
+    shares = {name: f"{result['leading_share']:.0%}" for name, result in results.items()}
+    shown = [
+        card(
+            "The gradient itself",
+            "gradient",
+            [f"{shares['gradient']} within the {RANK} leading directions"],
+        )
+    ]
     for method in METHODS:
-        result, state = results[method.name], method.state
+        state = method.state
         if element_count(state, 1, 1, 1) is not None:
             state = f"${state}$"
-        lines.append(
-            f"| ![{method.title}](../images/gallery/{method.name}.png) "
-            f"| [{method.title}](https://arxiv.org/abs/{method.source})<br>`{method.name}` "
-            f"| {state} | {result['state_bytes'] / 1e6:,.1f} MB | {method.moves} "
-            f"| {result['leading_share']:.0%} |"
+        megabytes = f"{results[method.name]['state_bytes'] / 1e6:,.1f} MB"
+        shown.append(
+            card(
+                method.title,
+                method.name,
+                [
+                    f"[`{method.name}`](https://arxiv.org/abs/{method.source}): {method.moves}",
+                    f"State {state}, that is {megabytes} for {LARGE[0]} × {LARGE[1]} at rank "
+                    f"{LARGE_RANK}; {shares[method.name]} within the leading directions",
+                ],
+            )
         )
-    return "\n".join(lines) + "\n"
+    return "::::{container} gallery\n" + "\n".join(shown) + "::::\n"
 
 
-def with_table(page: str, results: dict[str, dict[str, Any]]) -> str:
-    """``page`` with the table between its marks replaced."""
+def with_cards(page: str, results: dict[str, dict[str, Any]]) -> str:
+    """``page`` with what stands between its marks replaced."""
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{cards(results)}\n{END}{after}"
 
 
 def write(path: Path, text: str) -> None:
@@ -145,7 +157,7 @@ def main(names: list[str]) -> None:
             print(method.name, flush=True)
             results[method.name] = measure(method)
             write(RESULTS, json.dumps(results, indent=2) + "\n")
-    write(PAGE, with_table(PAGE.read_text(), results))
+    write(PAGE, with_cards(PAGE.read_text(), results))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_formulas_are_read_as_people_read_them():
 def test_the_page_is_up_to_date():
     page = gallery.PAGE.read_text()
     results = json.loads(gallery.RESULTS.read_text())
-    assert gallery.with_table(page, results) == page, "run docs/figures/gallery.py"
+    assert gallery.with_cards(page, results) == page, "run docs/figures/gallery.py"
     for name in ("gradient", *METHODS):
         assert (gallery.PICTURES / f"{name}.png").stat().st_size > 500
 
