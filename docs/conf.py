@@ -25,7 +25,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "jupyter_execute", "_ext", "figures"]
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # Notebooks are executed by `make notebooks` and checked by `make notebooks-check`.
 nb_execution_mode = "off"

@@ -30,8 +30,8 @@ STAGES = {
     "grad": r"A weight matrix's gradient $G$: large, and Adam would keep two copies of it",
     "basis": r"A few directions $P$ hold most of it; they are found anew every 200 steps",
     "raw": r"Project: $R = P^T G$ is what Adam gets to see, and all it keeps state for",
-    "core": r"Adam in the subspace turns $R$ into $N$ and each column's length by a factor $\phi_j$",
-    "rest": r"What $P$ misses has no state; its columns are scaled by the same $\phi_j$, and limited",
+    "core": r"Adam in the subspace turns $R$ into $N$, each column's length by a factor $\phi_j$",
+    "rest": r"What $P$ misses has no state; its columns are scaled by that $\phi_j$, and limited",
     "update": r"Both parts together: a full-size update $U$",
 }
 PLACES = {  # left edge and middle, inches
