@@ -7,7 +7,8 @@
 Compiles one update with its refresh for a small tree (stacked layers, a square matrix, a head, a
 norm) ahead of time, with the compiler of each chip and without the chip. Nothing is run; sizes are
 what the compiler counts. Each compiler has a process of its own, which writes
-docs/results/compilers.json after every row; a rerun adds what is missing or did not compile.
+docs/results/compilers.json after every row; a rerun adds what is missing or did not compile, for
+the compilers that are installed. One method alone: ``--word NAME``.
 """
 
 import argparse

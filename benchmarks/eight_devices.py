@@ -92,19 +92,18 @@ def compare(name: str) -> dict[str, Any]:
 def main() -> None:
     """Compares what is missing, shows the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="these optimizers only, and nothing written")
+    parser.add_argument("names", nargs="*", help="these optimizers only, again")
     args = parser.parse_args()
     os.environ |= ENVIRONMENT
     from experiments.files import write_atomically  # noqa: PLC0415
     from experiments.training.optimizers import OPTIMIZERS  # noqa: PLC0415
 
-    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() and not args.names else {}
+    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else {}
+    settings = {"steps": STEPS, "rank": RANK, "shapes": SHAPES, "specs": SPECS}
     for name in args.names or OPTIMIZERS:
-        if rows.get(name, {"gap": 1.0})["gap"] > LARGEST_GAP:
+        if args.names or rows.get(name, {"gap": 1.0})["gap"] > LARGEST_GAP:
             print("comparing", name, "...", file=sys.stderr, flush=True)
-            rows[name] = compare(name)
-        if not args.names:
-            settings = {"steps": STEPS, "rank": RANK, "shapes": SHAPES, "specs": SPECS}
+            rows = {key: rows[key] for key in OPTIMIZERS if key in rows} | {name: compare(name)}
             write_atomically(RESULT, json.dumps(settings | {"rows": rows}, indent=1) + "\n")
     table = Table("optimizer", "gap", "of the state on a device")
     for name, row in rows.items():

@@ -137,7 +137,8 @@ Now, in this order:
   3. docs/figures/gallery_methods.py: state and one line, then
      python docs/figures/gallery.py {name}
   4. python -m benchmarks.eight_devices {name}
-     python -m benchmarks.compilers {name}      (rows of accelerators that are not here stay empty)
+     python -m benchmarks.compilers --compilers cpu --word {name}
+     (rows of accelerators are added where their compilers are installed)
   5. CHANGELOG.md, and `make lint types test`
 """
 
