@@ -101,7 +101,7 @@ def require_count(name: str, value: Any) -> None:
     if isinstance(value, jax.Array):
         raise TypeError(
             f"{name} must be a static int, got a JAX array: with optax.inject_hyperparams "
-            f"pass {STATIC_ARGS}"
+            f"pass {STATIC_ARGS}" + ("" if f"'{name}'" in STATIC_ARGS else f" and '{name}'")
         )
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an int, got {value!r}")

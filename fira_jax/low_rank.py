@@ -12,7 +12,7 @@ import optax
 
 from fira_jax import basis as bases
 from fira_jax import refresh as rules
-from fira_jax.checks import require_choice, require_count, require_float_dtype
+from fira_jax.checks import number, require_choice, require_count, require_float_dtype
 from fira_jax.matrix_view import MatrixView
 from fira_jax.plan import Leaf, Rank, Side, decide, record
 from fira_jax.trees import Params, is_leaf, unbox
@@ -32,7 +32,9 @@ class LowRank:
         ``"haar"``). A float between 0 and 1 is a share of the compressed side, rounded up. A
         mapping from paths (``layers/attn/q``) to such numbers gives every projected parameter its
         own. Static.
-      update_proj_gap: steps between two refreshes of the basis. Static.
+      update_proj_gap: steps between two refreshes of the basis. Static. A run that goes on with
+        another gap keeps the bases it has stored until they are due; one that is not stored, such
+        as ``"random"``, is another one at once.
       scale: :math:`\alpha`, weight of the subspace part of the update; may be traced.
       basis: ``"randomized"`` (range finder, the default), ``"svd"`` (exact), ``"random"``
         (regenerated from the seed, never stored), ``"dct"`` (cosine vectors, only their indices
@@ -105,6 +107,7 @@ class LowRank:
                 require_count(name, rank)
         require_count("update_proj_gap", self.update_proj_gap)
         require_count("pieces", self.pieces)
+        object.__setattr__(self, "scale", number("scale", self.scale))
         require_choice("side", self.side, get_args(Side))
         require_choice("moments", self.moments, ("keep", "carry", "reset"))
         basis = bases.resolve(self.basis)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fira_jax.checks import warn
 from fira_jax.dimension_numbers import WhereItSaves, is_spec, specs_of
 from fira_jax.matrix_view import MatrixView
 from fira_jax.trees import Params, path_name, unbox
@@ -162,11 +162,10 @@ def warn_if_nothing_is_projected(plan: Sequence[Leaf | None]) -> None:
     """A tree without matrices is legal (Optax's own tests have it) but seldom what was meant."""
     leaves = [leaf for leaf in plan if leaf]
     if leaves and not any(leaf.view for leaf in leaves):
-        warnings.warn(
+        warn(
             f"none of the {len(leaves)} parameters is a matrix, so nothing is projected and the "
             "optimizer works at full size (first parameter: "
-            f"'{leaves[0].path}' with shape {leaves[0].shape})",
-            stacklevel=4,
+            f"'{leaves[0].path}' with shape {leaves[0].shape})"
         )
 
 

@@ -1,4 +1,7 @@
-"""Random numbers that depend on a step and a position only, so that no state holds a key."""
+"""Random numbers that depend on a step and a position only, so that no state holds a key.
+
+Nor do they depend on JAX's settings of random numbers, which a resumed run might find changed.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ def random_bits(
     """
     word = jnp.uint32(zlib.crc32(name.encode()))
     for other in (seed, step):
-        word = _mix(word * jnp.uint32(0x9E3779B1) ^ jnp.asarray(other).astype(jnp.uint32))
+        word = mixed(word * jnp.uint32(0x9E3779B1) ^ jnp.asarray(other).astype(jnp.uint32))
     rows = math.prod(shape[:-1])
     plane = (rows, shape[-1]) if shape else (1, 1)
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, plane, i) for i in (0, 1))
     row += jnp.asarray(first_row).astype(jnp.uint32)
-    x = (row * jnp.uint32(0x9E3779B1) ^ word) + (column * jnp.uint32(0x85EBCA77) ^ _mix(~word))
-    return _mix(x).reshape(shape)
+    x = (row * jnp.uint32(0x9E3779B1) ^ word) + (column * jnp.uint32(0x85EBCA77) ^ mixed(~word))
+    return mixed(x).reshape(shape)
 
 
 def uniform(bits: jax.Array) -> jax.Array:
@@ -44,7 +47,32 @@ def uniform(bits: jax.Array) -> jax.Array:
     return (bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def key_of(seed: jax.typing.ArrayLike, step: jax.typing.ArrayLike) -> jax.Array:
+    """A key of ``jax.random`` for a step, of one kind always."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+
+
+def words_of(key: jax.Array) -> jax.Array:
+    """The words of a key, which seed :func:`hashed`."""
+    return jax.random.key_data(key)
+
+
+def hashed(seed: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Independent uint32 numbers, by hashing each entry's position with two words."""
+    row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, i) for i in (0, 1))
+    return mixed(
+        (row * jnp.uint32(0x9E3779B1) ^ seed[0]) + (column * jnp.uint32(0x85EBCA77) ^ seed[-1])
+    )
+
+
+def normal(bits: jax.Array) -> jax.Array:
+    """Random bits as float32 numbers of a normal distribution, up to 5.2 from zero."""
+    # In the middle of 2^23 parts of (-1, 1), so that neither end, which is infinite, is reached.
+    middle = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1
+    return math.sqrt(2) * jax.lax.erf_inv(middle)
+
+
+def mixed(x: jax.Array) -> jax.Array:
     """A bijection of 32-bit words in which every input bit sways every output bit."""
     for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ (x >> shift)) * jnp.uint32(multiplier)

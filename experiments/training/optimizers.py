@@ -13,6 +13,7 @@ import optax
 
 import fira_jax
 from experiments.training.config import PretrainConfig
+from fira_jax.checks import did_you_mean
 
 Builder = Callable[[PretrainConfig, optax.Schedule], optax.GradientTransformation]
 
@@ -128,7 +129,8 @@ def build_optimizer(
     """
     if config.optimizer not in OPTIMIZERS:
         names = ", ".join(sorted(OPTIMIZERS))
-        raise ValueError(f"unknown optimizer {config.optimizer!r}; choose from: {names}")
+        hint = did_you_mean(config.optimizer, OPTIMIZERS)
+        raise ValueError(f"unknown optimizer {config.optimizer!r}; choose from: {names}{hint}")
     optimizer = OPTIMIZERS[config.optimizer](config, schedule)
     if config.grad_clip > 0 and not config.layerwise:
         optimizer = optax.chain(optax.clip_by_global_norm(config.grad_clip), optimizer)

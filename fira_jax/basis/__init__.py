@@ -14,6 +14,7 @@ from fira_jax.basis.svd import Svd as Svd
 from fira_jax.basis.switching import Switching as Switching
 from fira_jax.basis.tracked import Grassmann as Grassmann
 from fira_jax.basis.tracked import PowerIteration as PowerIteration
+from fira_jax.checks import require_choice
 from fira_jax.completion import completed
 from fira_jax.matrix_view import Directions as Directions
 
@@ -47,8 +48,7 @@ def resolve(basis: str | Basis) -> Basis:
       Svd()
     """
     if isinstance(basis, str):
-        if basis not in _NAMED:
-            raise ValueError(f"basis must be one of {', '.join(map(repr, _NAMED))}, got {basis!r}")
+        require_choice("basis", basis, _NAMED)
         return _NAMED[basis]()
     whole = completed(basis, Basis)
     if whole is None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fira_jax.basis.protocol import Basis
+from fira_jax.random_bits import hashed, uniform, words_of
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +95,7 @@ class Columns(Basis):
 
 def random_subset(key: jax.Array, size: int, count: int) -> jax.Array:
     """``count`` of ``range(size)``, each subset equally likely, in ascending order."""
-    _, chosen = jax.lax.top_k(jax.random.uniform(key, (size,), jnp.float32), count)
+    _, chosen = jax.lax.top_k(uniform(hashed(words_of(key), (1, size)))[0], count)
     return jnp.sort(chosen)
 
 

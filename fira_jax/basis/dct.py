@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fira_jax.basis.columns import match_indices
 from fira_jax.basis.protocol import Basis
+from fira_jax.checks import require_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Dct(Basis):
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
-        if self.score not in ("energy", "l1"):
-            raise ValueError(f"score must be one of 'energy', 'l1', got {self.score!r}")
+        require_choice("score", self.score, ("energy", "l1"))
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: ARG002, D102
         return jnp.arange(rank, dtype=jnp.int32)

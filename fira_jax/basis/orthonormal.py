@@ -8,6 +8,7 @@ import jax
 
 from fira_jax.basis.randomized import orthonormalize, random_uniform
 from fira_jax.basis.svd import Svd
+from fira_jax.random_bits import words_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Orthonormal(Svd):
     def find(  # noqa: D102
         self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array
     ) -> jax.Array:
-        seed = jax.random.key_data(key)
+        seed = words_of(key)
         with jax.default_matmul_precision("float32"):
             span = random_uniform(seed, (grad.shape[0], rank), grad.dtype)
             return orthonormalize(span, ~seed).astype(stored.dtype)

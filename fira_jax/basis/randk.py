@@ -10,7 +10,7 @@ import numpy as np
 
 from fira_jax.basis.columns import places, random_subset
 from fira_jax.basis.protocol import Basis
-from fira_jax.basis.randomized import mixed
+from fira_jax.random_bits import hashed, mixed, words_of
 
 
 @jax.tree_util.register_dataclass
@@ -81,7 +81,8 @@ class RandK(Basis):
         rank: int,
         key: jax.Array,
     ) -> jax.Array:
-        seed = jax.lax.bitcast_convert_type(jax.random.bits(key, (), jnp.uint32), jnp.int32)
+        # Of other words than the subset.
+        seed = jax.lax.bitcast_convert_type(hashed(~words_of(key), (1, 1))[0, 0], jnp.int32)
         return jnp.append(random_subset(key, grad.shape[0], rank), seed).astype(stored.dtype)
 
     def vectors(  # noqa: D102

@@ -6,9 +6,9 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 
 from fira_jax.basis.protocol import Basis
+from fira_jax.random_bits import hashed, normal, words_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,10 @@ class Random(Basis):
     r"""A Gaussian matrix with entries of variance :math:`1/r`, so that :math:`E[P P^\top] = I`.
 
     Regenerated from the seed at every step, replaced every ``update_proj_gap`` steps; the state
-    holds nothing. Its columns are not orthonormal.
+    holds nothing. Its columns are not orthonormal. Which one it is follows from the seed, the step
+    and the gap: where a run goes on with another ``update_proj_gap``, or another seed, the basis is
+    another one at once, and moments that are kept count for it as they are, as they do after any
+    refresh.
 
     References:
       Zhu et al., `APOLLO: SGD-like Memory, AdamW-level Performance
@@ -51,5 +54,5 @@ class Random(Basis):
         key: jax.Array,
     ) -> jax.Array:
         # Drawn in one dtype always, or enabling x64 would change the basis.
-        vectors = jax.random.normal(key, (a, rank), jnp.float32) / math.sqrt(rank)
+        vectors = normal(hashed(words_of(key), (a, rank))) / math.sqrt(rank)
         return vectors.astype(dtype)

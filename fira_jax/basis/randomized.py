@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fira_jax.basis.protocol import canonical_signs
 from fira_jax.basis.svd import Svd
+from fira_jax.random_bits import hashed, words_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Randomized(Svd):
         self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array
     ) -> jax.Array:
         with jax.default_matmul_precision("float32"):
-            seed = jax.random.key_data(key)
+            seed = words_of(key)
             columns = min(rank + self.oversample, *grad.shape)
             span = grad @ random_uniform(seed, (grad.shape[1], columns), grad.dtype)
             for _ in range(self.power_iterations):
@@ -67,7 +68,7 @@ class Randomized(Svd):
 
 
 def random_uniform(
-    seed: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+    seed: jax.Array, shape: tuple[int, int], dtype: jax.typing.DTypeLike
 ) -> jax.Array:
     """Independent numbers in [-1, 1), by hashing each entry's position with ``seed`` (two words).
 
@@ -75,16 +76,7 @@ def random_uniform(
     ``jax.random`` takes most of the compile time of a whole refresh. (Random signs would be
     simpler still, but may cancel: the sketch of a small constant gradient is zero for some seeds.)
     """
-    row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, i) for i in (0, 1))
-    x = (row * jnp.uint32(0x9E3779B1) ^ seed[0]) + (column * jnp.uint32(0x85EBCA77) ^ seed[-1])
-    return (mixed(x) >> 8).astype(dtype) * 2.0**-23 - 1
-
-
-def mixed(x: jax.Array) -> jax.Array:
-    """A hash of each uint32, one to one."""
-    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = (x ^ (x >> shift)) * jnp.uint32(multiplier)
-    return x ^ (x >> 16)
+    return (hashed(seed, shape) >> 8).astype(dtype) * 2.0**-23 - 1
 
 
 def orthonormalize(span: jax.Array, seed: jax.Array) -> jax.Array:

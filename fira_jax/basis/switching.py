@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fira_jax.basis.protocol import Basis, canonical_signs
 from fira_jax.basis.randomized import Randomized, cholesky_qr, random_uniform
 from fira_jax.basis.svd import Svd
+from fira_jax.random_bits import words_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Switching(Basis):
             missing = basis.shape[1] - kept.shape[1]
             if missing == 0:
                 return kept
-            drawn = random_uniform(jax.random.key_data(key), (len(basis), missing), basis.dtype)
+            drawn = random_uniform(words_of(key), (len(basis), missing), basis.dtype)
             drawn = drawn / jnp.sqrt(jnp.sum(jnp.square(drawn), axis=0))
             return jnp.concatenate([kept, _complement(kept, drawn)], axis=1)
 

@@ -1,5 +1,6 @@
 """When a subspace is replaced: one file for each rule, all behind :class:`Rule`."""
 
+from fira_jax.checks import require_choice
 from fira_jax.completion import completed
 from fira_jax.refresh.displacement import Displacement as Displacement
 from fira_jax.refresh.lazy import Lazy as Lazy
@@ -28,8 +29,7 @@ def resolve(rule: str | Schedule | Rule) -> Rule:
       Lazy(threshold=0.4, queue=5, factor=2)
     """
     if isinstance(rule, str):
-        if rule not in _NAMED:
-            raise ValueError(f"refresh must be one of {', '.join(map(repr, _NAMED))}, got {rule!r}")
+        require_choice("refresh", rule, _NAMED)
         return _NAMED[rule]
     whole = None if isinstance(rule, type) else completed(rule, Rule)
     if whole is None and callable(rule) and not isinstance(rule, type):

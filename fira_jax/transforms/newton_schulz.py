@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.checks import require_count
 from fira_jax.norms import root
 from fira_jax.subspace import Subspace
 from fira_jax.trees import map_leaves, stateless
@@ -15,6 +16,7 @@ from fira_jax.trees import map_leaves, stateless
 
 def orthogonalize(rounds: int) -> optax.GradientTransformationExtraArgs:
     """Replaces what is in the subspace by a matrix with singular values of about one."""
+    require_count("ns_steps", rounds)
 
     def replace(node: Any) -> Any:
         if not isinstance(node, Subspace):

@@ -18,6 +18,7 @@ from fira_jax.low_rank import LowRank
 from fira_jax.matrix_view import MatrixView
 from fira_jax.norms import column_energy
 from fira_jax.plan import warn_if_nothing_is_projected
+from fira_jax.random_bits import key_of
 from fira_jax.refresh import Rule
 from fira_jax.refresh.replace import replace_bases
 from fira_jax.sharding.explicit import on_any_mesh
@@ -64,7 +65,8 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
     A matrix whose gradient is not finite (or so large that its square is not) counts as having
     a zero gradient at that step; in a parameter that is not projected each such entry does. Its
     basis, moments and limiter stay finite and later steps are unaffected. Before the first
-    usable gradient the basis consists of coordinate directions.
+    usable gradient the basis consists of coordinate directions. In derivatives through an update
+    bases count as constants.
 
     Args:
       low_rank: what "low rank" means for this model.
@@ -136,8 +138,11 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
             rule.due(memory[i], state.count, gap, index, total)
             for i, (index, total) in zip(projected, _numbered(views), strict=True)
         ]
-        key = jax.random.fold_in(jax.random.key(low_rank.seed), state.count // gap)
-        found = replace_bases(basis, views, sources, [stored[i] for i in projected], due, key)
+        key = key_of(low_rank.seed, state.count // gap)
+        # A basis counts as constant in derivatives through an update: those of singular vectors
+        # are infinite where two singular values meet.
+        known = jax.lax.stop_gradient((sources, [stored[i] for i in projected]))
+        found = replace_bases(basis, views, *known, due, key)
 
         leaves = [x if isinstance(x, optax.MaskedNode) else finite_entries(x) for x in leaves]
         for i, matrix, new, is_due in zip(projected, matrices, found, due, strict=True):

@@ -29,6 +29,7 @@ SMALL = {
     "initial_batch_size": 8,
     "maximum_batch_size": 64,
     "weight_decay": 0.1,
+    "last_layer": "w",
 }
 """What every method is given that takes an argument of this name."""
 
@@ -56,7 +57,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora_pro, factors": ("lora_pro", {"moments": "factors"}),
     "m_fac, momentum": ("m_fac", {"momentum": 0.9}),
     "adadagrad, model": ("adadagrad", {"granularity": "model"}),
-    "scale_optimizer, last layer": ("scale_optimizer", {"last_layer": "w"}),
 }
 """Name of a test -> method and arguments."""
 
@@ -84,19 +84,18 @@ def with_extras(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def params(dtype: Any = jnp.float32) -> dict[str, jax.Array]:
-    """A matrix, a vector, a pair of factors and a stack, so that no method is without work."""
-    return gradients(0, dtype)
+def params(variant: str, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    """A vector, and a matrix or what else the method works on."""
+    return gradients(variant, 0, dtype)
 
 
-def gradients(seed: int, dtype: Any = jnp.float32, scale: float = 1.0) -> dict[str, jax.Array]:
+def gradients(variant: str, seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
     """Dense ones of ordinary size, for the tree of :func:`params`."""
     rng = np.random.default_rng(seed)
-    shapes = {"b": (16,), "lora_a": (8, 2), "lora_b": (2, 16), "w": (8, 16)}
-    return {
-        name: jnp.asarray(scale * rng.standard_normal(shape), dtype)
-        for name, shape in shapes.items()
-    }
+    shapes: dict[str, tuple[int, ...]] = {"b": (16,), "w": (8, 16)}
+    if VARIANTS[variant][0] == "lora_pro":
+        shapes = {"b": (16,), "lora_a": (8, 2), "lora_b": (2, 16)}
+    return {name: jnp.asarray(rng.standard_normal(shape), dtype) for name, shape in shapes.items()}
 
 
 def arrays_of(tree: Any) -> list[tuple[str, jax.Array]]:
