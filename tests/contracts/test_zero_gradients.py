@@ -9,19 +9,20 @@ from family import METHODS, VARIANTS, build, gradients, params
 from jax.experimental import checkify
 
 import fira_jax
+from fira_jax.codes import encode_log
 from fira_jax.norms import root
+from fira_jax.transforms.coordinates import one_minus_power
 
 # Of the others, one for each kind of state; test-slow has the rest.
-ALWAYS = ("fira", "apollo", "gwt", "lotus", "racs", "swan", "trion", "vlorp")
+ALWAYS = ("fira", "lotus", "racs", "vlorp")
 
 
 @pytest.fixture(autouse=True)
 def quick_compilation():
     """What is tested does not depend on how fast the program is."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def slow_unless(variant, always):
@@ -72,15 +73,12 @@ def test_adam_has_the_true_derivative_at_zero():
 
 def test_nothing_infinite_is_computed_on_the_way():
     """Operation by operation: checkify does not look for infinities."""
-    zero = jax.tree.map(jnp.zeros_like, params("fira"))
-    tx = fira_jax.precision.quantize_state(
-        fira_jax.scale_by_adam_in_subspace(fira_jax.LowRank(2), b1=0.0), min_size=1
-    )
     with jax.debug_nans(True), jax.debug_infs(True):
-        state = tx.init(zero)
-        for _ in range(2):
-            updates, state = tx.update(zero, state)
-    assert all((x == 0).all() for x in jax.tree.leaves(updates))
+        codes, scales = encode_log(jnp.zeros((2, 8)))
+        corrections = [one_minus_power(b1, jnp.int32(1)) for b1 in (0.0, jnp.float32(0))]
+    assert (codes == 0).all()
+    assert (scales == 0).all()
+    assert corrections == [1, 1]
 
 
 @pytest.mark.parametrize("method", METHODS)
