@@ -426,8 +426,8 @@ MUTANTS = [
     Mutant(
         "seed ignored",
         "transforms/project.py",
-        "jax.random.key(low_rank.seed)",
-        "jax.random.key(0)",
+        "key_of(low_rank.seed,",
+        "key_of(0,",
         (BASIS,),
     ),
     Mutant(
@@ -506,11 +506,11 @@ MUTANTS = [
         (BASIS,),
     ),
     Mutant(
-        "random basis that follows the default float",
-        "basis/random.py",
-        "jax.random.normal(key, (a, rank), jnp.float32)",
-        "jax.random.normal(key, (a, rank))",
-        (PROPERTIES,),
+        "a key of the kind that JAX's settings say",
+        "random_bits.py",
+        'jax.random.key(seed, impl="threefry2x32")',
+        "jax.random.key(seed)",
+        ("contracts/test_randomness.py",),
     ),
     Mutant(
         "DCT columns chosen by their sum",
