@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from experiments.files import replacing
+from experiments.llama.attention import RopeScaling
 from experiments.llama.model import Llama, LlamaConfig
 
 # Ours: theirs.
@@ -143,14 +144,17 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
 
 
 def _to_hugging_face(config: LlamaConfig) -> dict[str, Any]:
+    scaling = dataclasses.asdict(config.rope_scaling) if config.rope_scaling else None
     return {theirs: getattr(config, ours) for ours, theirs in CONFIG.items()} | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        # transformers 5 looks here; 4 reads rope_theta and torch_dtype.
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        # transformers 5 looks here; 4 reads rope_theta, rope_scaling and torch_dtype.
+        "rope_parameters": {"rope_theta": config.rope_theta}
+        | (scaling or {"rope_type": "default"}),
+        "rope_scaling": scaling,
         "dtype": str(config.param_dtype),
         "torch_dtype": str(config.param_dtype),
         # Left out, they would be taken for those of Meta's tokenizer.
@@ -174,10 +178,16 @@ def _from_hugging_face(file: Path) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "rope_type": "default",
         "head_dim": ours["hidden_size"] // ours["num_heads"],
     }
     for name, value in supported.items():
         if content.get(name) not in (None, value):
             raise ValueError(f"{file}: {name} is {content[name]!r}, only {value!r} is supported")
+    if content["rope_type"] != "default":
+        known = [field.name for field in dataclasses.fields(RopeScaling)]
+        try:
+            scaling = RopeScaling(**{name: content[name] for name in known if name in content})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {error}") from error
+        ours["rope_scaling"] = scaling
     return ours

@@ -25,7 +25,13 @@ import optax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from experiments.llama.attention import Rope, causal_attention, rope_table, rotate
+from experiments.llama.attention import (
+    Rope,
+    RopeScaling,
+    causal_attention,
+    rope_table,
+    rotate,
+)
 from experiments.mesh import split_rows
 
 
@@ -43,6 +49,7 @@ class LlamaConfig:
         num_kv_heads: Number of key/value heads, a divisor of ``num_heads``; fewer than
             ``num_heads`` is grouped-query attention. 0 stands for ``num_heads``.
         rope_theta: Base of the rotary wavelengths.
+        rope_scaling: How they are stretched, if they are; a dictionary of its fields will do.
         rms_eps: Added to the mean square in every RMSNorm.
         init_std: Standard deviation of the initial kernels and embeddings.
         tie_embeddings: Use the embedding as the output head.
@@ -64,6 +71,7 @@ class LlamaConfig:
     max_sequence_length: int
     num_kv_heads: int = 0
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     rms_eps: float = 1e-6
     init_std: float = 0.02
     tie_embeddings: bool = False
@@ -75,6 +83,8 @@ class LlamaConfig:
         # One canonical spelling, so that equal configs hash equally and share a compiled program.
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         object.__setattr__(self, "param_dtype", jnp.dtype(self.param_dtype))
+        if isinstance(self.rope_scaling, dict):
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
         if self.num_kv_heads == 0:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
         for name in (
@@ -140,11 +150,13 @@ class Llama(nnx.Module):
         if not config.tie_embeddings:
             self.head = _kernel(config, rngs, config.hidden_size, config.vocab_size)
 
-    def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
         """Predicts each position's next token.
 
         Args:
             tokens_BxL: Integer token ids.
+            segments_BxL: Which of several texts in a row each token belongs to, if there are
+                several: none sees another.
 
         Returns:
             Logits [B, L, V] in float32.
@@ -159,11 +171,11 @@ class Llama(nnx.Module):
                 f"expected sequences of 1 to {config.max_sequence_length} tokens "
                 f"(max_sequence_length), got {length}"
             )
-        rope = rope_table(length, config.head_dim, config.rope_theta)
+        rope = rope_table(length, config.head_dim, config.rope_theta, config.rope_scaling)
         x_BxLxD = split_rows(self.embed(tokens_BxL))
 
         def step(x_BxLxD: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-            return split_rows(layer(x_BxLxD, rope)), None
+            return split_rows(layer(x_BxLxD, rope, segments_BxL)), None
 
         # Until the backward pass, keep what the kernels produced and recompute the cheap rest
         # (norms, attention weights, gates): a third of the memory, and faster on CPU too.
@@ -191,9 +203,11 @@ class Layer(nnx.Module):
         self.second_norm = RMSNorm(config)
         self.mlp = SwiGLU(config, rngs=rngs)
 
-    def __call__(self, x_BxLxD: jax.Array, rope: Rope) -> jax.Array:
+    def __call__(
+        self, x_BxLxD: jax.Array, rope: Rope, segments_BxL: jax.Array | None = None
+    ) -> jax.Array:
         """Maps the residual stream to the next layer's, given the positions' ``rope_table``."""
-        x_BxLxD = x_BxLxD + self.attn(self.first_norm(x_BxLxD), rope)
+        x_BxLxD = x_BxLxD + self.attn(self.first_norm(x_BxLxD), rope, segments_BxL)
         return x_BxLxD + self.mlp(self.second_norm(x_BxLxD))
 
 
@@ -209,15 +223,19 @@ class Attention(nnx.Module):
         self.v = _kernel(config, rngs, D, config.num_kv_heads * C)
         self.o = _kernel(config, rngs, config.num_heads * C, D)
 
-    def __call__(self, x_BxLxD: jax.Array, rope: Rope) -> jax.Array:
-        """Mixes each position with itself and those before it."""
+    def __call__(
+        self, x_BxLxD: jax.Array, rope: Rope, segments_BxL: jax.Array | None = None
+    ) -> jax.Array:
+        """Mixes each position with itself and those before it, of its segment if there are any."""
         B, L, _ = x_BxLxD.shape
         q_BxLxHxC = rotate(_matmul(x_BxLxD, self.q).reshape(B, L, -1, self.head_dim), rope)
         k_BxLxKxC = rotate(_matmul(x_BxLxD, self.k).reshape(B, L, -1, self.head_dim), rope)
         v_BxLxKxC = _matmul(x_BxLxD, self.v).reshape(B, L, -1, self.head_dim)
         # Scores take memory in proportion to L²; 256 queries at a time keep it to L.
         blocks = -(-L // 256) if self.remat else 2
-        mixed_BxLxHxC = causal_attention(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, blocks, self.remat)
+        mixed_BxLxHxC = causal_attention(
+            q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, blocks, self.remat, segments_BxL
+        )
         return _matmul(mixed_BxLxHxC.reshape(B, L, -1), self.o)
 
 
@@ -276,6 +294,27 @@ def loss(model: Llama, tokens: jax.Array) -> jax.Array:
         A float32 scalar.
     """
     return next_token_loss(model(tokens[:, :-1]), tokens[:, 1:])
+
+
+def answer_loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
+    """Mean nats per token of the answers alone.
+
+    Args:
+        model: The model.
+        batch: ``tokens`` int32 [B, L+1]; ``weights`` float32 [B, L], how much each prediction
+            counts, of mean 1 over the whole batch (so that the mean over equal parts of a batch is
+            the mean over the batch, however its answers are spread); and, where several texts share
+            a row, ``segments`` int32 [B, L+1].
+
+    Returns:
+        A float32 scalar.
+    """
+    segments = batch.get("segments")
+    logits = model(batch["tokens"][:, :-1], None if segments is None else segments[:, :-1])
+    nats = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), batch["tokens"][:, 1:]
+    )
+    return jnp.mean(nats * batch["weights"])
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))

@@ -49,7 +49,7 @@ def llama_parts(config: LlamaConfig, chunk_size: int = 4096) -> Parts:
         return jnp.take(outer["embedding"], tokens[:, :-1], axis=0).astype(config.dtype)
 
     def block(layer: Params, x_BxLxD: jax.Array) -> jax.Array:
-        rope = rope_table(x_BxLxD.shape[1], config.head_dim, config.rope_theta)
+        rope = rope_table(x_BxLxD.shape[1], config.head_dim, config.rope_theta, config.rope_scaling)
         return nnx.merge(layer_def, layer)(x_BxLxD, rope)
 
     def head_loss(outer: Params, x_BxLxD: jax.Array, tokens: jax.Array) -> jax.Array:

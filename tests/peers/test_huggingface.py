@@ -14,11 +14,16 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from experiments.llama import huggingface
+from experiments.llama.attention import RopeScaling
 from experiments.llama.model import Llama, LlamaConfig
 
 CONFIGS = {
     "plain": LlamaConfig(96, 48, 80, 3, 4, 64),
     "grouped-query": LlamaConfig(96, 48, 80, 2, 6, 64, num_kv_heads=2, rope_theta=500000.0),
+    "llama3 rope": LlamaConfig(
+        96, 48, 80, 2, 4, 64, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16)
+    ),
+    "linear rope": LlamaConfig(96, 48, 80, 2, 4, 64, rope_scaling=RopeScaling("linear", 4.0)),
     "tied": LlamaConfig(96, 48, 80, 2, 4, 64, rms_eps=1e-5, tie_embeddings=True),
 }
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 37))
@@ -33,7 +38,12 @@ def torch_config(config: LlamaConfig) -> transformers.LlamaConfig:
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_kv_heads,
         max_position_embeddings=config.max_sequence_length,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        rope_parameters={"rope_theta": config.rope_theta}
+        | (
+            dataclasses.asdict(config.rope_scaling)
+            if config.rope_scaling
+            else {"rope_type": "default"}
+        ),
         rms_norm_eps=config.rms_eps,
         tie_word_embeddings=config.tie_embeddings,
         # Ten times the usual spread, or the logits would be too small to tell models apart.
@@ -165,8 +175,9 @@ def saved(saved_once, tmp_path):
         ({"attention_bias": True}, "attention_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"head_dim": 64}, "head_dim is 64, only 12"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type is 'llama3'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope_type is 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2}}, "rope_type is 'yarn', only"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "json: .*'factor'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor .* at least 1"),
         ({"hidden_size": None}, "config.json: missing hidden_size"),
         ({"intermediate_size": 88}, r"down_proj.weight has shape \(48, 80\).*\(48, 88\)"),
         ({"num_hidden_layers": 4}, "tensor model.layers.3.* is missing"),
