@@ -151,15 +151,19 @@ class Llama(nnx.Module):
             self.head = _kernel(config, rngs, config.hidden_size, config.vocab_size)
 
     def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
-        """Predicts each position's next token.
+        """Predicts each position's next token: float32 logits [B, L, V].
+
+        Takes and raises what :meth:`hidden` does.
+        """
+        return self.unembed(self.hidden(tokens_BxL, segments_BxL))
+
+    def hidden(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
+        """The residual stream after the last layer [B, L, D].
 
         Args:
             tokens_BxL: Integer token ids.
             segments_BxL: Which of several texts in a row each token belongs to, if there are
                 several: none sees another.
-
-        Returns:
-            Logits [B, L, V] in float32.
 
         Raises:
             ValueError: If the sequences are empty or longer than the config allows.
@@ -182,7 +186,7 @@ class Llama(nnx.Module):
         policy = None if config.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)  # the scan prevents it anyway
         x_BxLxD, _ = jax.lax.scan(step, x_BxLxD, self.layers)
-        return self.unembed(x_BxLxD)
+        return x_BxLxD
 
     def embed(self, tokens_BxL: jax.Array) -> jax.Array:
         """Looks up token embeddings; an id outside the vocabulary becomes NaN."""
@@ -296,25 +300,44 @@ def loss(model: Llama, tokens: jax.Array) -> jax.Array:
     return next_token_loss(model(tokens[:, :-1]), tokens[:, 1:])
 
 
+def answer_nats(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
+    """Nats with which ``model`` predicts the tokens of answers; of no other are logits computed.
+
+    Args:
+        model: The model.
+        batch: ``tokens`` int32 [B, L+1]; ``places`` int32 [B, A], the positions whose next tokens
+            are predicted; and, where several texts share a row, ``segments`` int32 [B, L+1].
+
+    Returns:
+        float32 [B, A].
+    """
+    segments = batch.get("segments")
+    x_BxLxD = model.hidden(batch["tokens"][:, :-1], None if segments is None else segments[:, :-1])
+    x_BxAxD, targets_BxA = answers(x_BxLxD, batch)
+    logits_BxAxV = model.unembed(x_BxAxD)
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BxAxV, targets_BxA)
+
+
+def answers(x_BxLxD: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The residual stream where answers are predicted [B, A, D], and the answers [B, A]."""
+    places_BxA = batch["places"]
+    x_BxAxD = jnp.take_along_axis(x_BxLxD, places_BxA[..., None], axis=1)
+    return x_BxAxD, jnp.take_along_axis(batch["tokens"], places_BxA + 1, axis=1)
+
+
 def answer_loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
     """Mean nats per token of the answers alone.
 
     Args:
         model: The model.
-        batch: ``tokens`` int32 [B, L+1]; ``weights`` float32 [B, L], how much each prediction
-            counts, of mean 1 over the whole batch (so that the mean over equal parts of a batch is
-            the mean over the batch, however its answers are spread); and, where several texts share
-            a row, ``segments`` int32 [B, L+1].
+        batch: As for :func:`answer_nats`, and ``weights`` float32 [B, A], how much each prediction
+            counts, of mean 1 over the whole batch: so that the mean over equal parts of a batch is
+            the mean over the batch, however its answers are spread.
 
     Returns:
         A float32 scalar.
     """
-    segments = batch.get("segments")
-    logits = model(batch["tokens"][:, :-1], None if segments is None else segments[:, :-1])
-    nats = optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), batch["tokens"][:, 1:]
-    )
-    return jnp.mean(nats * batch["weights"])
+    return jnp.mean(answer_nats(model, batch) * batch["weights"])
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
