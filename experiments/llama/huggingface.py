@@ -5,7 +5,9 @@ layers and (in, out).
 """
 
 import dataclasses
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,7 @@ def load(folder: str | Path, **overrides: Any) -> Llama:
             missing, left over or of the wrong shape.
     """
     folder = Path(folder)
-    config = LlamaConfig(**(_from_hugging_face(folder / "config.json") | overrides))
+    config = load_config(folder, **overrides)
     files = _files_of_tensors(folder)
 
     def read(key_path: Any, abstract: jax.ShapeDtypeStruct) -> jax.Array:
@@ -113,6 +115,24 @@ def load(folder: str | Path, **overrides: Any) -> Llama:
     if unused := sorted(name for name in files if not name.endswith(redundant)):
         raise ValueError(f"{folder}: {len(unused)} tensors have no place here, first {unused[0]}")
     return nnx.merge(graphdef, params)
+
+
+def load_config(folder: str | Path, **overrides: Any) -> LlamaConfig:
+    """The architecture in a folder's ``config.json``; ``overrides`` are as for :func:`load`."""
+    return LlamaConfig(**(_from_hugging_face(Path(folder) / "config.json") | overrides))
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Hexadecimal digest of a folder's weights: of each file's size, first and last mebibyte."""
+    digest = hashlib.sha256()
+    for path in sorted(set(_files_of_tensors(Path(folder)).values())):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{path.name} {size}".encode())
+            for start in (0, max(0, size - 2**20)):
+                file.seek(start)
+                digest.update(file.read(2**20))
+    return digest.hexdigest()
 
 
 def _tensors(path: str, array: np.ndarray) -> dict[str, np.ndarray]:

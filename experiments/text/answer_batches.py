@@ -130,7 +130,7 @@ class AnswerRows:
         return len(self.tokens)
 
     def take(self, indices: np.ndarray) -> Batch:
-        """The rows of some indices, for ``experiments.llama.model.answer_loss``."""
+        """The rows of some indices, for ``experiments.llama.answers.answer_loss``."""
         counted = self.counted[indices]
         batch = {
             "tokens": self.tokens[indices],
@@ -146,7 +146,7 @@ class AnswerRows:
         return (
             grain.MapDataset.range(len(self))
             .shuffle(seed)
-            .repeat()
+            .repeat(10**6)  # without a number, batches of one are too many for Python to count
             .batch(batch_size)
             .map(self.take)
             .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))

@@ -39,12 +39,12 @@ class ModelTokenizer:
         self.folder = Path(folder)
         self._settings = _object(self.folder / "tokenizer_config.json")
         fast, slow = self.folder / "tokenizer.json", self.folder / "tokenizer.model"
+        self._fast: tokenizers.Tokenizer | None = None
+        self._slow: sentencepiece.SentencePieceProcessor | None = None
         if fast.is_file():
             self._fast = tokenizers.Tokenizer.from_file(str(fast))
-            self._slow = None
             self.vocab_size = self._fast.get_vocab_size()
         elif slow.is_file():
-            self._fast = None
             self._slow = sentencepiece.SentencePieceProcessor(model_file=str(slow))
             self.vocab_size = self._slow.vocab_size()
         else:
@@ -132,9 +132,8 @@ class ModelTokenizer:
     def _id(self, which: str) -> int | None:
         token = self._named(which)
         if token is not None:
-            found = (
-                self._fast.token_to_id(token) if self._fast else self._slow.piece_to_id(token)  # type: ignore[union-attr]
-            )
+            find = self._fast.token_to_id if self._fast else self._slow.piece_to_id
+            found = find(token)
             if found is not None:
                 return int(found)
         value = self._model_config.get(f"{which}_token_id")
