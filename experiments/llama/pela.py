@@ -1,11 +1,10 @@
-"""PELA: a model whose kernels are low-rank from a trained one, taught to give the same features."""
+"""PELA: low-rank kernels from trained ones, taught to give the same features."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from experiments.llama.factorized import Factorized
-from experiments.llama.model import Llama
 
 
 def low_rank_start(kernel: jax.Array, rank: int) -> Factorized:
@@ -19,32 +18,19 @@ def low_rank_start(kernel: jax.Array, rank: int) -> Factorized:
     return layer
 
 
-def factorize(model: Llama, rank: int) -> None:
-    """Replaces all kernels of attention and MLP, in place, by :func:`low_rank_start`."""
-    build = nnx.vmap(lambda kernel: low_rank_start(kernel, min(rank, *kernel.shape)))
-    for block in (model.layers.attn, model.layers.mlp):
-        for key, value in list(vars(block).items()):
-            if isinstance(value, nnx.Param):
-                setattr(block, key, build(value[...]))
-
-
-def distillation_loss(student: Llama, teacher: Llama, tokens: jax.Array) -> jax.Array:
-    """Mean squared difference of the two models' features, relative to the teacher's size.
-
-    Features are the residual stream after the last layer: what everything else is made of.
+def distillation_loss(found: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Mean squared difference of a student's features from its teacher's, relative to their size.
 
     Args:
-        student: Trained.
-        teacher: The model it came from; no gradient reaches it.
-        tokens: [B, L].
+        found: Of the model with low-rank kernels, such as ``Llama.hidden`` gives.
+        wanted: Of the model it came from, for the same tokens; no gradient reaches it.
 
     References:
         Guo et al., PELA: Learning Parameter-Efficient Models with Low-Rank Approximation,
-        https://arxiv.org/abs/2310.10700. They compare the features of every layer, here only the
-        last ones are; add :func:`perturbation` for their second term.
+        https://arxiv.org/abs/2310.10700. They compare the features of every layer: add one such
+        term for each. :func:`perturbation` is their second term.
     """
-    wanted = jax.lax.stop_gradient(teacher.hidden(tokens).astype(jnp.float32))
-    found = student.hidden(tokens).astype(jnp.float32)
+    wanted = jax.lax.stop_gradient(wanted.astype(jnp.float32))
     return jnp.mean(jnp.square(found - wanted)) / jnp.mean(jnp.square(wanted))
 
 
