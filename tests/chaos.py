@@ -77,20 +77,18 @@ class Chaos:
         mesh = [f"--mesh=fsdp={devices}"] if devices > 1 else []
         xla = f"--xla_force_host_platform_device_count={devices}"
 
-        def limit() -> None:
-            if largest:
-                hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
-
         command = [sys.executable, "-m", "experiments.pretrain", *self.flags, *mesh, *flags]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command, f"--output-dir={self.folder / name}"],
             env=self.environment | {"XLA_FLAGS": xla},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=limit,  # noqa: PLW1509  nothing here has threads
         )
+        if largest:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest, hard))
+        return process
 
     def end(self, process: subprocess.Popen, *codes: int) -> str:
         """Waits for a process; it must end with one of these codes, without a traceback."""

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -139,6 +140,8 @@ class Checkpoints:
                 raise CheckpointError(f"{self._directory / str(step)}: {error}") from None
             except Exception as error:  # whatever Orbax, JSON and the disk say to damaged files
                 reason = _short(error)
+                # Each further read that Orbax gave up would end in a traceback of its own.
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             if _all_agree(found is not None):
                 for bad, why in damaged.items():
                     self._say(
