@@ -57,8 +57,8 @@ def words_of(key: jax.Array) -> jax.Array:
     return jax.random.key_data(key)
 
 
-def hashed(seed: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Independent uint32 numbers, by hashing each entry's position with two words."""
+def hashed(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Independent uint32 numbers, of a matrix, by hashing each position with two words."""
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, i) for i in (0, 1))
     return mixed(
         (row * jnp.uint32(0x9E3779B1) ^ seed[0]) + (column * jnp.uint32(0x85EBCA77) ^ seed[-1])

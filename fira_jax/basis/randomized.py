@@ -68,7 +68,7 @@ class Randomized(Svd):
 
 
 def random_uniform(
-    seed: jax.Array, shape: tuple[int, int], dtype: jax.typing.DTypeLike
+    seed: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> jax.Array:
     """Independent numbers in [-1, 1), by hashing each entry's position with ``seed`` (two words).
 
