@@ -44,6 +44,7 @@ from fira_jax.methods.racs import racs as racs
 from fira_jax.methods.scale_optimizer import scale_optimizer as scale_optimizer
 from fira_jax.methods.sinkgd import sinkgd as sinkgd
 from fira_jax.methods.subtrack import subtrack as subtrack
+from fira_jax.methods.sumo import sumo as sumo
 from fira_jax.methods.swan import swan as swan
 from fira_jax.methods.trion import trion as trion
 from fira_jax.methods.vlorp import vlorp as vlorp

@@ -96,6 +96,7 @@ OPTIMIZERS: dict[str, Builder] = {
     "gwt": low_rank(fira_jax.gwt),
     "dct_adamw": low_rank(fira_jax.dct_adamw, keep=["update_proj_gap", "scale"]),
     "trion": low_rank(fira_jax.trion, keep=["update_proj_gap", "scale"]),
+    "sumo": low_rank(fira_jax.sumo, keep=["scale"]),
     "vlorp": low_rank(fira_jax.vlorp, keep=["scale"]),
     "alice": low_rank(fira_jax.alice, keep=["scale"]),
     "alice_0": low_rank(fira_jax.alice, keep=["scale"], basis=fira_jax.basis.Switching(decay=0.0)),

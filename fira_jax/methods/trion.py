@@ -13,7 +13,7 @@ from fira_jax.low_rank import LowRank
 from fira_jax.methods.shared import descent, formerly, shared_arguments
 from fira_jax.transforms.adam import scale_by_adam
 from fira_jax.transforms.error_feedback import low_rank_project_with_feedback
-from fira_jax.transforms.newton_schulz import orthogonalize
+from fira_jax.transforms.orthogonalize import orthogonalize
 from fira_jax.transforms.project import project_back
 
 
@@ -82,7 +82,7 @@ def trion(
     rest = elsewhere or scale_by_adam(b1, b2, eps)
     return optax.chain(
         low_rank_project_with_feedback(low_rank, momentum),
-        orthogonalize(ns_steps),
+        orthogonalize(ns_steps=ns_steps),
         project_back(),
         optax.masked(steady(rest), low_rank.elsewhere),
         *descent(learning_rate, weight_decay, mask),

@@ -12,6 +12,7 @@ from fira_jax.transforms.error_feedback import (
     LowRankProjectWithFeedbackState as LowRankProjectWithFeedbackState,
 )
 from fira_jax.transforms.factored import ProjectBackByFactorsState as ProjectBackByFactorsState
+from fira_jax.transforms.in_subspace import InSubspaceState as InSubspaceState
 from fira_jax.transforms.l_greco import choose_options as choose_options
 from fira_jax.transforms.l_greco import choose_ranks as choose_ranks
 from fira_jax.transforms.limiter import NormGrowthLimitState as NormGrowthLimitState
@@ -28,6 +29,7 @@ from fira_jax.transforms.normalize import multi_normalize as multi_normalize
 from fira_jax.transforms.normalize import standardize as standardize
 from fira_jax.transforms.normalize import unit_rms as unit_rms
 from fira_jax.transforms.normalize import whiten as whiten
+from fira_jax.transforms.orthogonalize import orthogonalize as orthogonalize
 from fira_jax.transforms.power_sgd import PowerSgdMeanState as PowerSgdMeanState
 from fira_jax.transforms.power_sgd import power_sgd_mean as power_sgd_mean
 from fira_jax.transforms.power_space import in_power_space as in_power_space
@@ -38,5 +40,6 @@ from fira_jax.transforms.smallest_weights import OnSmallestWeightsState as OnSma
 from fira_jax.transforms.smallest_weights import on_smallest_weights as on_smallest_weights
 from fira_jax.transforms.truncation import TruncatePeriodicallyState as TruncatePeriodicallyState
 from fira_jax.transforms.truncation import truncate_periodically as truncate_periodically
+from fira_jax.transforms.turning import Turn as Turn
 from fira_jax.transforms.weight_norm import WeightNormalizedState as WeightNormalizedState
 from fira_jax.transforms.weight_norm import weight_normalized as weight_normalized

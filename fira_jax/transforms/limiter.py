@@ -36,7 +36,7 @@ def norm_growth_limit(
     gamma: jax.typing.ArrayLike = 1.01,
     *,
     eps: jax.typing.ArrayLike = 1e-8,
-    watch: Literal["residual", "subspace"] = "residual",
+    watch: Literal["residual", "subspace", "core"] = "residual",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lets the norm of a matrix's residual grow by no more than a factor :math:`\gamma` a step.
 
@@ -49,13 +49,15 @@ def norm_growth_limit(
     The norm comes from arrays that exist already (:math:`S` is never formed), in float32 or wider
     whatever the gradient's dtype: in bfloat16 1.01 is 1.0078. Nodes without a residual pass
     unchanged. With ``watch="subspace"`` it is the norm of :math:`N` that may not grow, and the
-    whole step is divided by :math:`\ell`, as gradient wavelets have it.
+    whole step is divided by :math:`\ell`, as gradient wavelets have it; with ``"core"`` only
+    :math:`N` is.
 
     Args:
       low_rank: what "low rank" means for this model.
       gamma: :math:`\gamma`, at least 1.
       eps: :math:`\epsilon`.
-      watch: whose norm may not grow, the ``"residual"``'s or the ``"subspace"`` part's.
+      watch: whose norm may not grow, the ``"residual"``'s or that of the part in the
+        ``"subspace"``, its ``"core"``.
 
     Raises:
       ValueError: ``gamma`` is a number below 1, or ``watch`` is unknown.
@@ -72,7 +74,7 @@ def norm_growth_limit(
       residual near zero for more than a thousand steps. Likewise a step without a residual (a zero
     gradient, or one that is not finite) leaves the previous norm as it is.
     """
-    require_choice("watch", watch, ("residual", "subspace"))
+    require_choice("watch", watch, ("residual", "subspace", "core"))
     gamma, eps = number("gamma", gamma, least=1), number("eps", eps, least=0)
 
     def init(params: Params) -> NormGrowthLimitState:
@@ -100,6 +102,8 @@ def norm_growth_limit(
             shrink = shrink[..., None, None].astype(node.raw.dtype)
             if watch == "residual":
                 return node.replace(residual_scale=shrink * part), limited
+            if watch == "core":
+                return node.replace(core=shrink * part), limited
             return node.replace(step_scale=shrink * node.step_scale), limited
 
         updates, previous = map_leaves(limit, updates, state.previous)

@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import optax
 
-from fira_jax.checks import require_count
 from fira_jax.norms import root
-from fira_jax.subspace import Subspace
-from fira_jax.trees import map_leaves, stateless
-
-
-def orthogonalize(rounds: int) -> optax.GradientTransformationExtraArgs:
-    """Replaces what is in the subspace by a matrix with singular values of about one."""
-    require_count("ns_steps", rounds)
-
-    def replace(node: Any) -> Any:
-        if not isinstance(node, Subspace):
-            return node
-        m, n = node.view.matrix_shape
-        shape_factor = max(1.0, n / m) ** 0.5
-        return node.replace(core=shape_factor * newton_schulz(node.raw, rounds))
-
-    return stateless(lambda updates: map_leaves(replace, updates))
 
 
 def newton_schulz(x: jax.Array, rounds: int) -> jax.Array:

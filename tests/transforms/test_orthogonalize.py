@@ -1,0 +1,67 @@
+"""The orthogonal factor of what is in the subspace, exactly and nearly."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support import normal, with_spectrum
+
+import fira_jax
+from fira_jax.transforms import orthogonalize
+
+
+def step(grad, *args, **options):
+    low_rank = fira_jax.LowRank(4, scale=1.0, basis="svd")
+    tx = optax.chain(
+        fira_jax.low_rank_project(low_rank),
+        orthogonalize(*args, **options),
+        fira_jax.project_back(),
+    )
+    return np.asarray(tx.update(grad, tx.init(grad))[0])
+
+
+def test_the_exact_factor():
+    grad = with_spectrum(0, 4, 9, np.array([5.0, 1.0, 0.1, 1e-3]))
+    u, _, vt = np.linalg.svd(grad.astype(np.float64), full_matrices=False)
+    np.testing.assert_allclose(step(grad, "svd", size="none"), u @ vt, atol=1e-3)
+
+
+def test_what_is_not_there_stays_away():
+    grad = with_spectrum(1, 4, 9, np.array([5.0, 1.0]))
+    values = np.linalg.svd(step(grad, "svd", size="none"), compute_uv=False)
+    np.testing.assert_allclose(values, [1, 1, 0, 0], atol=1e-5)
+    assert not step(jnp.zeros((4, 9)), "svd").any()
+    assert not step(jnp.zeros((4, 9))).any()
+
+
+def test_the_iteration_comes_near_and_lags_on_small_directions():
+    grad = with_spectrum(2, 4, 9, np.array([1.0, 0.5, 0.2, 1e-4]))
+    values = np.linalg.svd(step(grad, size="none"), compute_uv=False)
+    assert np.all((values[:3] > 0.6) & (values[:3] < 1.25))
+    assert values[3] < 0.1
+    more = np.linalg.svd(step(grad, ns_steps=10, size="none"), compute_uv=False)
+    assert np.all((more > 0.6) & (more < 1.25))
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "factor"),
+    [
+        ("muon", (4, 9), 1.5),
+        ("muon", (9, 4), 1.0),
+        ("rms", (4, 9), 0.6),
+        ("rms", (9, 4), 0.6),
+        ("none", (4, 9), 1.0),
+    ],
+)
+def test_sizes(size, shape, factor):
+    values = np.linalg.svd(step(normal(3, *shape), "svd", size=size), compute_uv=False)
+    np.testing.assert_allclose(values, [factor] * 4, rtol=1e-4)
+
+
+def test_unknown_choices_are_refused():
+    with pytest.raises(ValueError, match="factor must be one of"):
+        orthogonalize("qr")
+    with pytest.raises(ValueError, match="size must be one of"):
+        orthogonalize(size="big")
