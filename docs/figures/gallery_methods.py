@@ -80,6 +80,8 @@ METHODS = [
            "Adam on the cosine transform's strongest components, chosen anew at every step"),
     Method("trion", "Trion", "2505.17967", "ab + r",
            "momentum's strongest cosine components, all directions of them alike"),
+    Method("sumo", "SUMO", "2505.24749", "ar + br + 1",
+           "momentum in the subspace, all directions of it alike; the rest as it is"),
     Method("vlorp", "VLoRP", "2505.01744", "br + a + b",
            "momentum in a random subspace, divided at full size by two vectors"),
     Method("alice", "Alice", "2502.07752", "ar + 2br + rr + b + 1",

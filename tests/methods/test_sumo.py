@@ -51,7 +51,7 @@ def adam_only(grads):
 
 
 def gradients():
-    small = normal(3, STEPS, 3, 7)
+    small = normal(3, STEPS, 3, 7, dtype=np.float64)
     small[0, 2] = small[0, 0] - small[0, 1]  # of rank 2: the next step would be larger
     wide, tall, vector = normal(0, STEPS, 6, 9), normal(1, STEPS, 8, 5), normal(2, STEPS, 4)
     return {"wide": wide, "tall": tall, "small": small, "vector": vector}
