@@ -87,6 +87,54 @@ def stateless(f: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def on_nodes(f: Callable[[Subspace], Subspace]) -> optax.GradientTransformationExtraArgs:
+    """A transformation that rewrites each node and keeps nothing; plain arrays pass."""
+
+    def one(leaf: Any) -> Any:
+        return f(leaf) if isinstance(leaf, Subspace) else leaf
+
+    return stateless(lambda updates: map_leaves(one, updates))
+
+
+def on_nodes_with_state(
+    name: str, init: Callable[[Params], Any], step: Callable[..., tuple[Any, ...]]
+) -> optax.GradientTransformationExtraArgs:
+    """The same with a state: a named tuple of trees, masked for parameters not projected.
+
+    Args:
+      name: of the transformation, for errors.
+      init: from parameters to the state.
+      step: ``(node, *entries) -> (node, *entries)`` for each node, with its entry of each tree.
+
+    Raises:
+      ValueError: at ``update``, something that has a state did not come as a node.
+    """
+
+    def update(
+        updates: optax.Updates, state: Any, params: Params | None = None, **_: Any
+    ) -> tuple[optax.Updates, Any]:
+        del params
+
+        def one(node: Any, *entries: Any) -> tuple[Any, ...]:
+            require_node(name, node)
+            return step(node, *entries)
+
+        updates, *entries = map_leaves(one, updates, *state)
+        return updates, type(state)(*entries)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def require_node(name: str, leaf: Any) -> None:
+    """Raises ``ValueError`` unless a gradient that should be in its subspace is."""
+    if not isinstance(leaf, Subspace):
+        raise ValueError(
+            f"{name} got a gradient of shape {leaf.shape} that is not in its subspace: put "
+            "fira_jax.low_rank_project(low_rank) before it in the chain, with the same low_rank, "
+            "and fira_jax.project_back() after it"
+        )
+
+
 def unbox(tree: Any) -> Any:
     """Replaces flax.nnx Variables by their values, so that no sharding metadata is inherited.
 

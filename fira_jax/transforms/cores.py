@@ -15,7 +15,7 @@ from fira_jax.low_rank import LowRank
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.in_subspace import in_subspace
 from fira_jax.transforms.project import low_rank_project, project_back
-from fira_jax.trees import Params, is_leaf, map_leaves, stateless, unbox
+from fira_jax.trees import Params, is_leaf, on_nodes, unbox
 
 
 def on_cores(
@@ -64,11 +64,9 @@ def clear_rounding() -> optax.GradientTransformationExtraArgs:
     step would blow up whatever noise stands beside the diagonal to the size of what stands on it.
     """
 
-    def clear(leaf: Any) -> Any:
-        if not isinstance(leaf, Subspace):
-            return leaf
+    def clear(leaf: Subspace) -> Subspace:
         size = jnp.abs(leaf.raw)
         noise = 512 * jnp.finfo(size.dtype).eps * jnp.max(size, axis=(-2, -1), keepdims=True)
         return leaf.replace(raw=jnp.where(size > noise, leaf.raw, 0))
 
-    return stateless(lambda updates: map_leaves(clear, updates))
+    return on_nodes(clear)

@@ -15,7 +15,7 @@ from fira_jax.norms import root
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.residual import residual_energy
-from fira_jax.trees import Params, map_leaves
+from fira_jax.trees import Params, on_nodes_with_state
 
 
 class EqualizeResidualState(NamedTuple):
@@ -74,28 +74,15 @@ def equalize_residual(
 
         return EqualizeResidualState(low_rank.for_each_matrix(params, zeros))
 
-    def update(
-        updates: optax.Updates,
-        state: EqualizeResidualState,
-        params: Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, EqualizeResidualState]:
-        del params, extra_args
+    def add_residual(node: Subspace, energy: jax.Array) -> tuple[Subspace, jax.Array]:
+        wide, view = energy.dtype, node.view
+        node = node.replace(residual_leak=jnp.ones_like(node.scale), residual_map=None)
+        new = residual_energy(node)
+        energy = jnp.asarray(decay, wide) * energy + jnp.asarray(1 - decay, wide) * new
+        dimensions = view.compressed_size - view.rank
+        size = root(energy / max(dimensions, 1))
+        known = (new > 0) & (size > 0)
+        s = jnp.where(known, node.scale * scale / jnp.where(known, size, 1), 0)
+        return node.replace(residual_scale=s.astype(node.raw.dtype)), energy
 
-        def add_residual(node: Any, energy: Any) -> tuple[Any, Any]:
-            if not isinstance(node, Subspace):
-                return node, energy
-            wide, view = energy.dtype, node.view
-            node = node.replace(residual_leak=jnp.ones_like(node.scale), residual_map=None)
-            new = residual_energy(node)
-            energy = jnp.asarray(decay, wide) * energy + jnp.asarray(1 - decay, wide) * new
-            dimensions = view.compressed_size - view.rank
-            size = root(energy / max(dimensions, 1))
-            known = (new > 0) & (size > 0)
-            s = jnp.where(known, node.scale * scale / jnp.where(known, size, 1), 0)
-            return node.replace(residual_scale=s.astype(node.raw.dtype)), energy
-
-        updates, energy = map_leaves(add_residual, updates, state.energy)
-        return updates, EqualizeResidualState(energy)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return on_nodes_with_state("equalize_residual", init, add_residual)

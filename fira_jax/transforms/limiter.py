@@ -15,7 +15,7 @@ from fira_jax.norms import frobenius_norm
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.residual import residual_norm
-from fira_jax.trees import Params, map_leaves
+from fira_jax.trees import Params, on_nodes_with_state
 
 
 class NormGrowthLimitState(NamedTuple):
@@ -83,33 +83,20 @@ def norm_growth_limit(
 
         return NormGrowthLimitState(low_rank.for_each_matrix(params, unset))
 
-    def update(
-        updates: optax.Updates,
-        state: NormGrowthLimitState,
-        params: Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, NormGrowthLimitState]:
-        del params, extra_args
+    def limit(node: Subspace, previous: jax.Array) -> tuple[Subspace, jax.Array]:
+        part = node.residual_scale if watch == "residual" else node.core
+        if part is None:
+            return node, previous
+        norm = residual_norm(node) if watch == "residual" else frobenius_norm(part)
+        shrink, limited = limit_growth(norm, previous, gamma, eps)
+        shrink = shrink[..., None, None].astype(node.raw.dtype)
+        if watch == "residual":
+            return node.replace(residual_scale=shrink * part), limited
+        if watch == "core":
+            return node.replace(core=shrink * part), limited
+        return node.replace(step_scale=shrink * node.step_scale), limited
 
-        def limit(node: Any, previous: Any) -> tuple[Any, Any]:
-            if not isinstance(node, Subspace):
-                return node, previous
-            part = node.residual_scale if watch == "residual" else node.core
-            if part is None:
-                return node, previous
-            norm = residual_norm(node) if watch == "residual" else frobenius_norm(part)
-            shrink, limited = limit_growth(norm, previous, gamma, eps)
-            shrink = shrink[..., None, None].astype(node.raw.dtype)
-            if watch == "residual":
-                return node.replace(residual_scale=shrink * part), limited
-            if watch == "core":
-                return node.replace(core=shrink * part), limited
-            return node.replace(step_scale=shrink * node.step_scale), limited
-
-        updates, previous = map_leaves(limit, updates, state.previous)
-        return updates, NormGrowthLimitState(previous)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return on_nodes_with_state("norm_growth_limit", init, limit)
 
 
 def limit_growth(

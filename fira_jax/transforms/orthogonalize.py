@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from fira_jax.checks import require_choice, require_count
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.newton_schulz import newton_schulz
-from fira_jax.trees import map_leaves, stateless
+from fira_jax.trees import on_nodes
 
 
 @on_any_mesh
@@ -61,8 +61,8 @@ def orthogonalize(
     require_count("ns_steps", ns_steps)
     require_choice("size", size, ("muon", "rms", "none"))
 
-    def replace(node: Any) -> Any:
-        if not isinstance(node, Subspace) or node.core is None:
+    def replace(node: Subspace) -> Subspace:
+        if node.core is None:
             return node
         m, n = node.view.matrix_shape
         scales = {"muon": max(1.0, n / m) ** 0.5, "rms": 0.2 * max(m, n) ** 0.5, "none": 1.0}
@@ -70,7 +70,7 @@ def orthogonalize(
         core = polar(node.core) if exact else newton_schulz(node.core, ns_steps)
         return node.replace(core=scales[size] * core)
 
-    return stateless(lambda updates: map_leaves(replace, updates))
+    return on_nodes(replace)
 
 
 def polar(x: jax.Array) -> jax.Array:

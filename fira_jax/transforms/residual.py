@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from fira_jax.checks import require_choice
 from fira_jax.norms import column_energy, root
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
-from fira_jax.trees import map_leaves, stateless
+from fira_jax.trees import on_nodes
 
 
 @on_any_mesh
@@ -59,9 +59,7 @@ def fira_residual_scale(
     require_choice("form", form, ("released", "paper"))
     require_choice("granularity", granularity, ("column", "matrix"))
 
-    def add_residual(node: Any) -> Any:
-        if not isinstance(node, Subspace):
-            return node
+    def add_residual(node: Subspace) -> Subspace:
         phi = norm_ratio(node, granularity, eps)
         if form == "released":
             return node.replace(residual_scale=phi, residual_leak=node.scale)
@@ -69,7 +67,7 @@ def fira_residual_scale(
             residual_scale=node.scale * phi, residual_leak=jnp.ones_like(node.scale)
         )
 
-    return stateless(lambda updates: map_leaves(add_residual, updates))
+    return on_nodes(add_residual)
 
 
 @on_any_mesh
@@ -114,15 +112,13 @@ def replace_by_scaled_gradient(
     """
     require_choice("granularity", granularity, ("column", "matrix"))
 
-    def replace(node: Any) -> Any:
-        if not isinstance(node, Subspace):
-            return node
+    def replace(node: Subspace) -> Subspace:
         phi = jnp.sqrt(scale) * norm_ratio(node, granularity, eps)
         return node.replace(
             core=None, residual_scale=phi.astype(node.raw.dtype), residual_leak=None
         )
 
-    return stateless(lambda updates: map_leaves(replace, updates))
+    return on_nodes(replace)
 
 
 @on_any_mesh
@@ -163,16 +159,14 @@ def plain_residual(
     """
     require_choice("rule", rule, ("sign", "sgd"))
 
-    def add_residual(node: Any) -> Any:
-        if not isinstance(node, Subspace):
-            return node
+    def add_residual(node: Subspace) -> Subspace:
         return node.replace(
             residual_scale=jnp.broadcast_to(node.scale * scale, node.raw_energy.shape),
             residual_leak=jnp.ones_like(node.scale),
             residual_map=jnp.sign if rule == "sign" else None,
         )
 
-    return stateless(lambda updates: map_leaves(add_residual, updates))
+    return on_nodes(add_residual)
 
 
 @on_any_mesh
@@ -206,9 +200,7 @@ def residual_over_denominator() -> optax.GradientTransformationExtraArgs:
       Wen et al., `Gradient wavelet transform <https://arxiv.org/abs/2501.07237>`_, 2025.
     """
 
-    def add_residual(node: Any) -> Any:
-        if not isinstance(node, Subspace):
-            return node
+    def add_residual(node: Subspace) -> Subspace:
         if node.denominator is None:
             raise ValueError(
                 "residual_over_denominator needs an optimizer that tells what it divided by, such "
@@ -223,7 +215,7 @@ def residual_over_denominator() -> optax.GradientTransformationExtraArgs:
             residual_scale=node.scale / node.denominator, residual_leak=jnp.ones_like(node.scale)
         )
 
-    return stateless(lambda updates: map_leaves(add_residual, updates))
+    return on_nodes(add_residual)
 
 
 def norm_ratio(
