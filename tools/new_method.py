@@ -1,6 +1,6 @@
 """Begins a new method: its file, its test, its places in registry, documentation and gallery.
 
-    python -m tools.new_method sumo --title SUMO --paper 2505.24749 [--dry-run]
+    python -m tools.new_method my_method --title MyMethod --paper 2501.00001 [--dry-run]
 
 What is written works at once: it is GaLore with momentum in the subspace, and its test compares it
 with NumPy. Change both into the method, the test first. Nothing that exists is overwritten.

@@ -17,7 +17,7 @@ EDITED = (
     "experiments/training/optimizers.py",
     "docs/figures/gallery_methods.py",
 )
-ARGUMENTS = ["sumo", "--title", "SUMO", "--paper", "2505.24749"]
+ARGUMENTS = ["my_method", "--title", "MyMethod", "--paper", "2501.00001"]
 
 
 @pytest.fixture
@@ -40,21 +40,21 @@ def test_a_dry_run_shows_every_file_and_writes_none(clone, capsys):
     new_method.main([*ARGUMENTS, "--dry-run"], clone)
     assert contents(clone) == before
     shown = capsys.readouterr().out
-    for name in (*EDITED, "fira_jax/methods/sumo.py", "tests/methods/test_sumo.py"):
+    for name in (*EDITED, "fira_jax/methods/my_method.py", "tests/methods/test_my_method.py"):
         assert f"+++ {name}" in shown
 
 
 def test_what_is_written_runs_and_passes_its_own_test(clone, monkeypatch):
     new_method.main(ARGUMENTS, clone)
-    method = runpy.run_path(str(clone / "fira_jax" / "methods" / "sumo.py"))["sumo"]
-    monkeypatch.setattr(fira_jax, "sumo", method, raising=False)
-    tests = runpy.run_path(str(clone / "tests" / "methods" / "test_sumo.py"))
+    method = runpy.run_path(str(clone / "fira_jax" / "methods" / "my_method.py"))["my_method"]
+    monkeypatch.setattr(fira_jax, "my_method", method, raising=False)
+    tests = runpy.run_path(str(clone / "tests" / "methods" / "test_my_method.py"))
     for name in [name for name in tests if name.startswith("test_")]:
         tests[name]()
     for name in EDITED:
         added = set((clone / name).read_text().splitlines())
         added -= set((new_method.ROOT / name).read_text().splitlines())
-        assert any("sumo" in line for line in added), name
+        assert any("my_method" in line for line in added), name
 
 
 def test_what_is_written_is_in_this_projects_style(clone):
@@ -62,7 +62,7 @@ def test_what_is_written_is_in_this_projects_style(clone):
     if not ruff.exists():
         pytest.skip("ruff is not installed: make lint")
     new_method.main(ARGUMENTS, clone)
-    for name in (*EDITED, "fira_jax/methods/sumo.py", "tests/methods/test_sumo.py"):
+    for name in (*EDITED, "fira_jax/methods/my_method.py", "tests/methods/test_my_method.py"):
         if not name.endswith(".py"):
             continue
         for command in (("check",), ("format", "--check")):
@@ -80,12 +80,12 @@ def test_what_is_written_is_in_this_projects_style(clone):
 def test_nothing_that_exists_is_overwritten(clone):
     new_method.main(ARGUMENTS, clone)
     before = contents(clone)
-    with pytest.raises(SystemExit, match=r"sumo\.py is there already"):
+    with pytest.raises(SystemExit, match=r"my_method\.py is there already"):
         new_method.main(ARGUMENTS, clone)
     assert contents(clone) == before
 
 
-@pytest.mark.parametrize("name", ["Sumo", "su-mo", "lambda", "../sumo"])
+@pytest.mark.parametrize("name", ["Sumo", "su-mo", "lambda", "../my_method"])
 def test_a_name_that_is_none_is_refused(clone, name):
     with pytest.raises(SystemExit):
         new_method.main([name], clone)
