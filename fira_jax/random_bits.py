@@ -10,12 +10,13 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def random_bits(
     seed: jax.typing.ArrayLike,
     step: jax.typing.ArrayLike,
-    name: str,
+    name: str | jax.typing.ArrayLike,
     shape: tuple[int, ...],
     first_row: jax.typing.ArrayLike = 0,
 ) -> jax.Array:
@@ -27,19 +28,24 @@ def random_bits(
     Args:
       seed: a whole number.
       step: a whole number, such as the count of steps taken.
-      name: what the numbers are for, such as a parameter's path.
+      name: what the numbers are for, such as a parameter's path, or its :func:`word`.
       shape: how many.
       first_row: which of the rows of a larger array, all axes but the last in one, comes first.
     """
-    word = jnp.uint32(zlib.crc32(name.encode()))
+    salt = jnp.asarray(word(name) if isinstance(name, str) else name)
     for other in (seed, step):
-        word = mixed(word * jnp.uint32(0x9E3779B1) ^ jnp.asarray(other).astype(jnp.uint32))
+        salt = mixed(salt * jnp.uint32(0x9E3779B1) ^ jnp.asarray(other).astype(jnp.uint32))
     rows = math.prod(shape[:-1])
     plane = (rows, shape[-1]) if shape else (1, 1)
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, plane, i) for i in (0, 1))
     row += jnp.asarray(first_row).astype(jnp.uint32)
-    x = (row * jnp.uint32(0x9E3779B1) ^ word) + (column * jnp.uint32(0x85EBCA77) ^ mixed(~word))
+    x = (row * jnp.uint32(0x9E3779B1) ^ salt) + (column * jnp.uint32(0x85EBCA77) ^ mixed(~salt))
     return mixed(x).reshape(shape)
+
+
+def word(name: str) -> np.uint32:
+    """A name as one number: work for several names is then one program."""
+    return np.uint32(zlib.crc32(name.encode()))
 
 
 def uniform(bits: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.random_bits import random_bits
+from fira_jax.random_bits import random_bits, word
 from fira_jax.trees import Params, is_leaf, map_leaves, path_name, unbox
 
 
@@ -76,9 +76,9 @@ def round_stochastically(
         if params is None:
             raise ValueError("round_stochastically rounds the parameters: give them to update")
         paths, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_leaf)
-        names = jax.tree.unflatten(treedef, [path_name(path) for path, _ in paths])
+        names = jax.tree.unflatten(treedef, [word(path_name(path)) for path, _ in paths])
 
-        def round_leaf(leaf: Any, param: Any, name: str) -> tuple[Any, Any, str]:
+        def round_leaf(leaf: Any, param: Any, name: Any) -> tuple[Any, Any, Any]:
             if param.dtype != jnp.bfloat16:
                 return leaf, param, name
             old = param.astype(jnp.float32)
