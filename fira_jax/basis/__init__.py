@@ -4,6 +4,7 @@ from fira_jax.basis.adaptive import Adaptive as Adaptive
 from fira_jax.basis.columns import Columns as Columns
 from fira_jax.basis.dct import Dct as Dct
 from fira_jax.basis.haar import Haar as Haar
+from fira_jax.basis.oja import Oja as Oja
 from fira_jax.basis.orthonormal import Orthonormal as Orthonormal
 from fira_jax.basis.protocol import Basis as Basis
 from fira_jax.basis.quantized import Quantized as Quantized
@@ -28,6 +29,7 @@ _NAMED: dict[str, type[Basis]] = {
     "randk": RandK,
     "haar": Haar,
     "switching": Switching,
+    "oja": Oja,
 }
 
 
@@ -36,7 +38,7 @@ def resolve(basis: str | Basis) -> Basis:
 
     Args:
       basis: ``"svd"``, ``"randomized"``, ``"random"``, ``"dct"``, ``"orthonormal"``,
-        ``"columns"``, ``"randk"``, ``"haar"``, ``"switching"`` or a :class:`Basis`.
+        ``"columns"``, ``"randk"``, ``"haar"``, ``"switching"``, ``"oja"`` or a :class:`Basis`.
 
     Raises:
       ValueError: unknown name.

@@ -37,7 +37,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
     **{
         f"galore, {name}": ("galore", {"basis": name})
-        for name in ("svd", "random", "dct", "orthonormal", "columns", "randk", "switching")
+        for name in ("svd", "random", "dct", "orthonormal", "columns", "randk", "switching", "oja")
     },
     "galore, power iteration": ("galore", {"basis": basis.PowerIteration()}),
     "galore, quantized basis": ("galore", {"basis": basis.Quantized()}),
