@@ -11,6 +11,7 @@ from fira_jax.basis.dct import cosine_vectors
 from fira_jax.basis.randomized import random_uniform
 from fira_jax.basis.svd import Svd
 from fira_jax.checks import require_count
+from fira_jax.random_bits import words_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Oja(Svd):
         self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array
     ) -> jax.Array:
         fresh = jnp.all(stored == 0)
-        start = _mixed_cosines(grad.shape[0], rank, grad.dtype, jax.random.key_data(key))
+        start = _mixed_cosines(grad.shape[0], rank, grad.dtype, words_of(key))
         basis = jnp.where(fresh, start, stored.astype(grad.dtype))
         with jax.default_matmul_precision("float32"):
             # One loop, so that the step is compiled once whatever the number of rounds.
