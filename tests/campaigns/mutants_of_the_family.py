@@ -130,7 +130,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ],
     ("random_bits.py", "precision/test_rounding.py"): [
         ("all weights rounded alike", "zlib.crc32(name.encode())", "zlib.crc32(b'')"),
-        ("rows of random numbers alike", "(row * jnp.uint32(0x9E3779B1) ^ word)", "word"),
+        ("rows of random numbers alike", "(row * jnp.uint32(0x9E3779B1) ^ salt)", "salt"),
     ],
     ("transforms/error_feedback.py", "methods/test_dct_methods.py"): [
         ("error feedback without momentum", "(1 - momentum) * node.raw", "node.raw"),
