@@ -67,12 +67,13 @@ def epsilon(name: str, value: Any) -> Any:
 def _array(name: str, value: jax.Array, least: float, below: float) -> jax.Array:
     wide = value.astype(jnp.promote_types(value.dtype, jnp.float32))
     narrow = jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits < 32
-    if narrow and least <= 1 <= below and (least > 0 or below < _INFINITY):
-        warn(
-            f"{name} arrives in {value.dtype}, which has too few digits for numbers near 1: give "
-            "optax.inject_hyperparams hyperparam_dtype=jnp.float32"
-        )
-    elif not isinstance(value, jax.core.Tracer) and value.is_fully_addressable and not value.ndim:
+    # What a narrow dtype holds may be rounded out of range, which is mended below.
+    if (
+        not narrow
+        and not isinstance(value, jax.core.Tracer)
+        and value.is_fully_addressable
+        and not value.ndim
+    ):
         _require_range(name, float(value), least, below)
     if least > -_INFINITY:
         wide = jnp.maximum(wide, least)

@@ -16,9 +16,10 @@ def state_dtype(dtype: jax.typing.DTypeLike) -> np.dtype:
     """The dtype of moments for parameters of ``dtype``: float32 for those that reach less far.
 
     A square of 300 is beyond float16, so second moments of ordinary gradients would be infinite.
+    Bfloat16 has the exponents of float32 and keeps its two bytes.
     """
-    reach = jnp.finfo(dtype).max
-    return jnp.dtype(dtype if float(reach) >= float(jnp.finfo(jnp.float32).max) else jnp.float32)
+    narrow = jnp.finfo(dtype).maxexp < jnp.finfo(jnp.float32).maxexp
+    return jnp.dtype(jnp.float32 if narrow else dtype)
 
 
 def steady(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -35,6 +35,13 @@ def test_float32_parameters_with_bfloat16_gradients(variant):
     assert arrays_of(before) == arrays_of(after)
 
 
+def test_moments_of_bfloat16_parameters_keep_their_two_bytes():
+    tx = fira_jax.fira(1e-2, rank=2)
+    weights = {"w": jnp.ones((8, 16), jnp.bfloat16), "b": jnp.ones(16, jnp.bfloat16)}
+    state = tx.init(weights)[1]
+    assert {x.dtype for x in jax.tree.leaves((state.mu, state.nu))} == {jnp.dtype(jnp.bfloat16)}
+
+
 # What never exceeds 1, and gradients themselves, fit float16.
 SMALL_ENOUGH = ("bases", "gradients", ".initial")
 
