@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fira_jax.checks import warn
 from fira_jax.dimension_numbers import WhereItSaves, is_spec, specs_of
 from fira_jax.matrix_view import MatrixView
 from fira_jax.trees import Params, path_name, unbox
@@ -156,17 +155,6 @@ def matrix_view(
     a //= pieces
     rank = min(math.ceil(rank * a) if isinstance(rank, float) else rank, a, b if clip else a)
     return MatrixView(tuple(shape), batch, reduction, output, compress_input, rank, pieces)
-
-
-def warn_if_nothing_is_projected(plan: Sequence[Leaf | None]) -> None:
-    """A tree without matrices is legal (Optax's own tests have it) but seldom what was meant."""
-    leaves = [leaf for leaf in plan if leaf]
-    if leaves and not any(leaf.view for leaf in leaves):
-        warn(
-            f"none of the {len(leaves)} parameters is a matrix, so nothing is projected and the "
-            "optimizer works at full size (first parameter: "
-            f"'{leaves[0].path}' with shape {leaves[0].shape})"
-        )
 
 
 class Decision(NamedTuple):

@@ -33,6 +33,11 @@ class Row:
     state_bytes: int
     adam_bytes: int
 
+    @property
+    def saves(self) -> bool:
+        """Whether its state is below Adam's."""
+        return self.state_bytes < self.adam_bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class Description:
@@ -55,14 +60,15 @@ class Description:
     adam_bytes: int
 
     def __str__(self) -> str:
-        """The table, with totals beside Adam's."""
-        header = ("parameter", "shape", "matrices", "compressed", "rank", "state", "Adam's")
+        """The table, with totals beside Adam's, and a mark where a projection saves nothing."""
+        header = ("parameter", "shape", "matrices", "compressed", "rank", "state", "Adam's", "")
         body = [
             (
                 row.path,
                 shape_in_words(row.shape),
                 *_how(row.view),
                 *map(bytes_in_words, (row.state_bytes, row.adam_bytes)),
+                "" if row.view is None or row.saves else "not below Adam's",
             )
             for row in self.rows
         ]
@@ -70,7 +76,7 @@ class Description:
         lines = [
             "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)) for r in (header, *body)
         ]
-        lines.insert(1, "  ".join("-" * w for w in widths))
+        lines.insert(1, "  ".join("-" * w for w in widths[:-1]))
         views = [row.view for row in self.rows if row.view is not None]
         how = "taken as matrices" if views and not any(v.rank for v in views) else "projected"
         share = f" ({self.state_bytes / self.adam_bytes:.1%})" if self.adam_bytes else ""

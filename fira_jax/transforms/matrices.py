@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fira_jax.advice import warn_if_nothing_is_projected
 from fira_jax.dtypes import steady
 from fira_jax.matrix_view import MatrixView
-from fira_jax.plan import Leaf, decide, warn_if_nothing_is_projected
+from fira_jax.plan import Leaf, decide
 from fira_jax.trees import Params, finite_entries, is_leaf, require_same_leaves, unbox
 
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fira_jax.advice import warn_if_little_is_saved, warn_if_nothing_is_projected
 from fira_jax.basis import Basis
 from fira_jax.low_rank import LowRank
 from fira_jax.matrix_view import MatrixView
 from fira_jax.norms import column_energy
-from fira_jax.plan import warn_if_nothing_is_projected
 from fira_jax.random_bits import key_of
 from fira_jax.refresh import Rule
 from fira_jax.refresh.replace import replace_bases
@@ -94,7 +94,9 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
     basis, rule, gap = low_rank.kind, low_rank.rule, low_rank.update_proj_gap
 
     def init(params: Params) -> LowRankProjectState:
-        warn_if_nothing_is_projected(low_rank.leaves(params))
+        plan = low_rank.leaves(params)
+        warn_if_nothing_is_projected(plan)
+        warn_if_little_is_saved(plan, basis, chosen=low_rank.weight_dimension_numbers is not None)
         if rule.judges and not basis.stores():
             raise ValueError(f"refresh={rule!r} needs a basis that is stored, got {basis!r}")
 
