@@ -18,6 +18,7 @@ from fira_jax.conventions import match_modules as match_modules
 from fira_jax.cost.describe import Description as Description
 from fira_jax.cost.describe import describe as describe
 from fira_jax.dimension_numbers import match_paths as match_paths
+from fira_jax.from_torch import from_torch as from_torch
 from fira_jax.layer_by_layer.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
 from fira_jax.layer_by_layer.step import Layerwise as Layerwise
 from fira_jax.layer_by_layer.step import layerwise as layerwise
