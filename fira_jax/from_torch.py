@@ -118,7 +118,7 @@ def _tree(
         parts = [_value(leaf, entry, names) for entry in entries[leaf.path]]
         if leaf.view is not None:
             parts = [_canonical(leaf.view, part) for part in parts]
-            parts = [np.stack(parts).reshape(*leaf.view.batch_shape, *parts[0].shape)]
+            parts = [np.stack(parts).reshape((*leaf.view.batch_shape, *parts[0].shape))]
         if parts[0].shape != old.shape:
             raise ValueError(
                 f"{names[0]} of parameter '{leaf.path}' with shape {leaf.shape} must have the "
