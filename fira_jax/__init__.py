@@ -62,6 +62,8 @@ from fira_jax.transforms.factored import project_back_by_factors as project_back
 from fira_jax.transforms.in_subspace import in_subspace as in_subspace
 from fira_jax.transforms.limiter import norm_growth_limit as norm_growth_limit
 from fira_jax.transforms.matrices import on_matrices as on_matrices
+from fira_jax.transforms.measured import measured as measured
+from fira_jax.transforms.measured import metrics as metrics
 from fira_jax.transforms.momentum_feedback import momentum_feedback as momentum_feedback
 from fira_jax.transforms.project import low_rank_project as low_rank_project
 from fira_jax.transforms.project import project_back as project_back

@@ -50,6 +50,8 @@ class Subspace:
       path: where the weight stands in the tree, such as ``layers/attn/q``.
       residual_map: :math:`f`, what is done to the entries of the residual, such as ``jnp.sign``;
         None for nothing.
+      limit: what a limiter multiplied the residual (or the step) by, ``[*batch, 1, 1]``; None if
+        there was none.
       orthonormal: whether the columns of ``basis`` are orthonormal to float32 precision.
 
     Example:
@@ -80,6 +82,7 @@ class Subspace:
     residual_map: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
         metadata={"static": True}
     )
+    limit: jax.Array | None = None
 
     @property
     def energy(self) -> jax.Array:

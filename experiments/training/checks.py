@@ -64,6 +64,8 @@ def _check_combinations(config: "PretrainConfig") -> None:
     if config.layerwise and (config.mesh or config.adaptive_batch):
         other = "mesh" if config.mesh else "adaptive_batch"
         raise ValueError(f"layerwise is for one device and batches of one size: leave out {other}")
+    if config.layerwise and config.watch:
+        raise ValueError("watch sees the whole model's gradient: leave out layerwise")
 
 
 def _check_batches(config: "PretrainConfig") -> None:

@@ -83,6 +83,9 @@ class PretrainConfig:
     layerwise: bool = False
     """Update each layer inside the backward pass, so that the whole gradient never exists. The same
     run up to rounding; --accumulate then cuts the batch within each layer."""
+    watch: bool = False
+    """Log what the optimizer's subspaces catch and what becomes of the rest (watch/...), and print
+    a table of it at the end."""
     adaptive_batch: float = 0.0
     """The norm test's eta: batches grow (by doubling, up to --max-batch-size) until the noise of
     the gradient is below this share of it; 0 switches it off. Needs --accumulate of at least 2."""

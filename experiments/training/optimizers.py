@@ -133,6 +133,8 @@ def build_optimizer(
         hint = did_you_mean(config.optimizer, OPTIMIZERS)
         raise ValueError(f"unknown optimizer {config.optimizer!r}; choose from: {names}{hint}")
     optimizer = OPTIMIZERS[config.optimizer](config, schedule)
+    if config.watch:
+        optimizer = fira_jax.measured(optimizer)
     if config.grad_clip > 0 and not config.layerwise:
         optimizer = optax.chain(optax.clip_by_global_norm(config.grad_clip), optimizer)
     if config.adaptive_batch > 0:  # examples are sequences; the test sees the gradient as it came

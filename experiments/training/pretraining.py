@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from rich.console import Console
 
 import fira_jax
 from experiments.llama.configs import load_model_config
@@ -34,6 +35,7 @@ from experiments.training.step import (
     make_state_shardings,
     make_train_step,
 )
+from experiments.training.watch import watch_table
 from fira_jax.cost.memory import device_bytes
 
 
@@ -78,6 +80,8 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             return {}
         summary = summarize(progress, task.abstract_state, tokens.bytes_per_token)
         folder.finish(summary)
+    if config.watch:
+        Console().print(watch_table(progress.last))
     print(
         f"finished: validation loss {summary['eval_loss']:.4f}, perplexity "
         f"{perplexity(summary['eval_loss']):.2f}; everything is in {folder}"

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import fira_jax
 from experiments.llama.model import Llama, LlamaConfig, loss
 from experiments.mesh import param_shardings, split_rows
+from experiments.training.watch import watched
 
 
 class TrainState(NamedTuple):
@@ -123,6 +124,7 @@ def make_train_step(
             "lr": jnp.asarray(schedule(state.step)),
             "grad_norm": optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads)),
         }
+        values |= watched(opt_state)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, state.frozen), values
 

@@ -21,6 +21,9 @@ from fira_jax.transforms.lora_gradients import in_product_space as in_product_sp
 from fira_jax.transforms.m_fac import ScaleByMFacState as ScaleByMFacState
 from fira_jax.transforms.m_fac import scale_by_m_fac as scale_by_m_fac
 from fira_jax.transforms.matrices import OnMatricesState as OnMatricesState
+from fira_jax.transforms.measured import MeasuredState as MeasuredState
+from fira_jax.transforms.measured import Measures as Measures
+from fira_jax.transforms.measured import Metrics as Metrics
 from fira_jax.transforms.momentum_feedback import MomentumFeedbackState as MomentumFeedbackState
 from fira_jax.transforms.norm_test import AdaptBatchSizeState as AdaptBatchSizeState
 from fira_jax.transforms.norm_test import adapt_batch_size as adapt_batch_size

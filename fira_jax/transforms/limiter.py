@@ -91,10 +91,10 @@ def norm_growth_limit(
         shrink, limited = limit_growth(norm, previous, gamma, eps)
         shrink = shrink[..., None, None].astype(node.raw.dtype)
         if watch == "residual":
-            return node.replace(residual_scale=shrink * part), limited
+            return node.replace(residual_scale=shrink * part, limit=shrink), limited
         if watch == "core":
-            return node.replace(core=shrink * part), limited
-        return node.replace(step_scale=shrink * node.step_scale), limited
+            return node.replace(core=shrink * part, limit=shrink), limited
+        return node.replace(step_scale=shrink * node.step_scale, limit=shrink), limited
 
     return on_nodes_with_state("norm_growth_limit", init, limit)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -161,7 +161,6 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@on_any_mesh
 def project_back() -> optax.GradientTransformationExtraArgs:
     r"""Turns each node into the full-size update it stands for.
 
@@ -171,7 +170,8 @@ def project_back() -> optax.GradientTransformationExtraArgs:
 
     One product, whatever the method: the residual is expanded instead of formed (unless a method
     does something to its entries, which takes a second product). The only place where an array of
-    the weight's size is made. Plain arrays pass unchanged.
+    the weight's size is made. Plain arrays pass unchanged. An ``observe`` among the extra arguments
+    of ``update`` is called with what comes in, as :func:`fira_jax.measured` needs it.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp, optax
@@ -184,7 +184,26 @@ def project_back() -> optax.GradientTransformationExtraArgs:
       >>> bool(jnp.allclose(updates["w"], grads["w"], atol=1e-4))  # the gradient has rank 1
       True
     """
+    lift = _lift_all()
 
+    def update(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: Params | None = None,
+        *,
+        observe: Callable[[Any], None] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del extra_args
+        if observe is not None:
+            observe(updates)
+        return lift.update(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(lift.init, update)
+
+
+@on_any_mesh
+def _lift_all() -> optax.GradientTransformationExtraArgs:
     def lift(node: Any) -> Any:
         if not isinstance(node, Subspace):
             return node
