@@ -18,7 +18,6 @@ from fira_jax.conventions import match_modules as match_modules
 from fira_jax.cost.describe import Description as Description
 from fira_jax.cost.describe import describe as describe
 from fira_jax.dimension_numbers import match_paths as match_paths
-from fira_jax.from_torch import from_torch as from_torch
 from fira_jax.layer_by_layer.cross_entropy import chunked_cross_entropy as chunked_cross_entropy
 from fira_jax.layer_by_layer.step import Layerwise as Layerwise
 from fira_jax.layer_by_layer.step import layerwise as layerwise
@@ -53,6 +52,7 @@ from fira_jax.ranks import active_ranks as active_ranks
 from fira_jax.ranks import resize_state as resize_state
 from fira_jax.sharding.state import state_shardings as state_shardings
 from fira_jax.subspace import Subspace as Subspace
+from fira_jax.torch_state import from_torch as from_torch
 from fira_jax.transforms.adam import scale_by_adam_in_subspace as scale_by_adam_in_subspace
 from fira_jax.transforms.equalize import equalize_residual as equalize_residual
 from fira_jax.transforms.error_feedback import (

@@ -33,9 +33,11 @@ ROOMS = {
 FILES = {
     "state_owners": "whose",
     "ranks": "whose",
+    "advice": "spec",
     "low_rank": "spec",
     "arguments": "spec",
     "resize": "whose",
+    "torch_state": "methods",
 }
 
 
