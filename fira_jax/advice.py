@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from fira_jax.basis.protocol import Basis
+from fira_jax.checks import warn
 from fira_jax.plan import Leaf
 
 WORTH_A_WORD = 1 << 18
 """Elements of Adam's state from which on it matters: 1 MiB in float32."""
 
-_OURS = Path(__file__).parent
 _CURE = (
     "see fira_jax.describe(tx, params); weight_dimension_numbers=fira_jax.match_modules() reads "
     "most models' layouts"
@@ -29,7 +26,7 @@ def warn_if_nothing_is_projected(plan: Sequence[Leaf | None]) -> None:
     """A tree without matrices is legal (Optax's own tests have it) but seldom what was meant."""
     leaves = [leaf for leaf in plan if leaf]
     if leaves and not any(leaf.view for leaf in leaves):
-        _warn(
+        warn(
             f"none of the {len(leaves)} parameters is a matrix, so nothing is projected and the "
             "optimizer works at full size (first parameter: "
             f"'{leaves[0].path}' with shape {leaves[0].shape}); {_CURE}"
@@ -65,7 +62,7 @@ def warn_if_little_is_saved(plan: Sequence[Leaf | None], basis: Basis, *, chosen
     if too_large:
         causes.append(f"projected at the rank of the whole matrix or nearly: {_some(too_large)}")
     if causes:
-        _warn(
+        warn(
             f"the optimizer's state is {ours / adams:.0%} of Adam's ({'; '.join(causes)}); {_CURE}"
         )
 
@@ -91,14 +88,3 @@ def _some(leaves: Sequence[Leaf], count: int = 3) -> str:
     words = [f"'{leaf.path}' {leaf.shape}" for leaf in largest]
     more = len(leaves) - len(words)
     return ", ".join(words) + (f" and {more} more" if more else "")
-
-
-def _warn(message: str) -> None:
-    """Warns at the place that called into this library, through Optax's chain if need be."""
-    level, frame = 1, inspect.currentframe()
-    while frame is not None and (
-        Path(frame.f_code.co_filename).is_relative_to(_OURS)
-        or frame.f_globals.get("__name__", "").split(".")[0] in ("optax", "jax")
-    ):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)

@@ -30,7 +30,7 @@ def from_torch(
     Takes what ``optimizer.state_dict()["state"]`` of ``fira.FiraAdamW``,
     ``galore_torch.GaLoreAdamW`` and ``apollo_torch.APOLLOAdamW`` holds, as NumPy arrays. Nothing is
     unpickled and nothing of PyTorch imported; the few lines that read the arrays off an optimizer
-    are in the guide "Moving from PyTorch".
+    are in the guide "Moving over from PyTorch".
 
     Args:
       tx: :func:`fira_jax.fira`, :func:`fira_jax.galore` or :func:`fira_jax.apollo` with the
