@@ -1,0 +1,89 @@
+"""What is trained, in which order, until the time is over."""
+
+import math
+import time
+from collections.abc import Sequence
+
+from experiments.files import console
+from experiments.reproduce.methods import WITHOUT_RANK
+from experiments.reproduce.run import Run, train
+from experiments.reproduce.search import START, downhill
+from experiments.reproduce.settings import SEARCH_SEED, SIZES
+from experiments.reproduce.store import Store
+
+
+class OutOfTimeError(Exception):
+    """The next run would end after the budget."""
+
+
+class Campaign:
+    """Runs that are not in the store yet, as long as there is time for them.
+
+    Args:
+      store: finished runs.
+      hours: how long to go on.
+    """
+
+    def __init__(self, store: Store, hours: float):
+        self.store = store
+        self.began = time.monotonic()
+        self.seconds = 3600 * hours
+
+    def loss(self, run: Run) -> float:
+        """The final validation loss of a run, trained now if it must be; infinite if it diverged.
+
+        Raises:
+          OutOfTimeError: there is no time left for it.
+        """
+        if run not in self.store.rows:
+            if time.monotonic() - self.began > self.seconds:
+                raise OutOfTimeError(f"no time left for {run}")
+            began = time.monotonic()
+            row = train(run)
+            self.store.add(row)
+            left = max(0.0, self.seconds - (time.monotonic() - self.began)) / 60
+            console.print(
+                f"{run.method}, {run.size}, rank {run.rank}, seed {run.seed}, lr {run.lr:g}, "
+                f"{run.steps} steps: {row['eval_loss']} in {time.monotonic() - began:.0f} s, "
+                f"{row['ms_per_step']:.0f} ms of CPU a step; {left:.0f} minutes left"
+            )
+        loss = self.store.rows[run]["eval_loss"]
+        return math.inf if loss is None else loss
+
+    def best_rate(self, method: str, size: str, rank: int) -> float:
+        """The best learning rate for a method, searched for on a seed of its own."""
+        steps = SIZES[size].search_steps
+
+        def at(lr: float) -> float:
+            return self.loss(Run(method, size, rank, SEARCH_SEED, lr, steps))
+
+        losses = downhill(at, self.first_guess(method, size, rank))
+        return min(losses, key=lambda lr: losses[lr])
+
+    def first_guess(self, method: str, size: str, rank: int) -> float:
+        """Where the search begins: at the best so far, here or at another size or rank."""
+        tried = {
+            run: row["eval_loss"]
+            for run, row in self.store.rows.items()
+            if run.method == method and run.seed == SEARCH_SEED and row["eval_loss"] is not None
+        }
+        for near in (
+            lambda run: (run.size, run.rank) == (size, rank),
+            lambda run: run.size == size,
+            lambda run: True,
+        ):
+            losses = {run: loss for run, loss in tried.items() if near(run)}
+            if losses:
+                return min(losses, key=lambda run: losses[run]).lr
+        return START
+
+    def table(
+        self, methods: Sequence[str], size: str, ranks: Sequence[int], seeds: Sequence[int]
+    ) -> None:
+        """Searches for every method's learning rate, then trains its seeds."""
+        for rank in ranks:
+            for method in methods:
+                used = SIZES[size].ranks[0] if method in WITHOUT_RANK else rank
+                lr = self.best_rate(method, size, used)
+                for seed in seeds:
+                    self.loss(Run(method, size, used, seed, lr, SIZES[size].steps))

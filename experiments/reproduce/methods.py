@@ -1,0 +1,110 @@
+"""The methods of the tables, each built from a learning rate, a rank, a gap and a seed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+import fira_jax
+from experiments.training.config import PretrainConfig
+from experiments.training.optimizers import OPTIMIZERS
+from fira_jax.basis import PowerIteration, Quantized
+
+MATRICES = fira_jax.match_paths(include=("attn", "mlp"))
+Make = Callable[[optax.Schedule, int, int, Any], optax.GradientTransformation]
+"""Learning rate, rank, gap and seed; the last and what the schedule gives may be traced."""
+
+
+def of_pretrain(name: str) -> Make:
+    """What ``experiments.pretrain --optimizer NAME`` trains with."""
+
+    def make(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
+        config = PretrainConfig(optimizer=name, rank=rank, update_proj_gap=gap, seed=seed)
+        return OPTIMIZERS[name](config, lr)
+
+    return make
+
+
+def fira(gap: int | None = None, **options: Any) -> Make:
+    """Fira with some choices of its own, and perhaps a gap of its own."""
+    own_gap = gap
+
+    def make(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
+        return fira_jax.fira(
+            lr, rank, own_gap or gap, weight_dimension_numbers=MATRICES, seed=seed, **options
+        )
+
+    return make
+
+
+def fira_in_few_bits(times: int, gap: int | None = None, **options: Any) -> Make:
+    """Fira at a multiple of the rank, its basis in 4 bits and its moments in 8."""
+    own_gap = gap
+
+    def make(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
+        low_rank = fira_jax.LowRank(
+            times * rank, own_gap or gap, 0.25, weight_dimension_numbers=MATRICES, seed=seed,
+            **options,
+        )  # fmt: skip
+        adam = fira_jax.scale_by_adam_in_subspace(low_rank)
+        return optax.chain(
+            fira_jax.low_rank_project(low_rank),
+            fira_jax.precision.quantize_state(adam, seed=seed),
+            fira_jax.fira_residual_scale(),
+            fira_jax.norm_growth_limit(low_rank, 1.01),
+            fira_jax.project_back(),
+            optax.scale_by_learning_rate(lr),
+        )
+
+    return make
+
+
+def adamw(b2: float = 0.999, weight_decay: float = 0.0) -> Make:
+    """Full-rank AdamW."""
+    return lambda lr, rank, gap, seed: optax.adamw(lr, b2=b2, weight_decay=weight_decay)
+
+
+def muon(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
+    """Optax's Muon on attention and MLP, Adam at the same learning rate elsewhere."""
+    del rank, gap, seed
+    return optax.contrib.muon(lr, muon_weight_dimension_numbers=MATRICES, consistent_rms=0.2)
+
+
+def optax_galore(
+    lr: optax.Schedule, rank: int, gap: int, seed: Any
+) -> optax.GradientTransformation:
+    """Optax's own GaLore, at the scale of the paper."""
+    del seed
+    return optax.contrib.galore(lr, rank, gap, 0.25, weight_dimension_numbers=MATRICES)
+
+
+TRACKED = PowerIteration()
+METHODS: dict[str, Make] = {
+    **{name: of_pretrain(name) for name in OPTIMIZERS},
+    "adamw_b2_0.95": adamw(b2=0.95),
+    "adamw_wd_0.1": adamw(weight_decay=0.1),
+    "muon": muon,
+    "optax_galore": optax_galore,
+    # What the search for a better default tries.
+    "fira_tracked_gap10": fira(gap=10, basis=TRACKED, moments="carry"),
+    "fira_tracked_gap20": fira(gap=20, basis=TRACKED, moments="carry"),
+    "fira_tracked_gap5": fira(gap=5, basis=TRACKED, moments="carry"),
+    "fira_tracked_gap10_kept": fira(gap=10, basis=TRACKED),
+    "fira_randomized_gap10_carried": fira(gap=10, moments="carry"),
+    "fira_carried": fira(moments="carry"),
+    "fira_gap10": fira(gap=10),
+    "fira_gap20": fira(gap=20),
+    "fira_gap100": fira(gap=100),
+    "fira_4bit_rank_x4": fira_in_few_bits(4, basis=Quantized()),
+    # The paper's ablations.
+    "fira_no_limiter": fira(gamma=None),
+    "fira_matrix": fira(granularity="matrix"),
+    "fira_svd": fira(basis="svd"),
+    "fira_long": fira(side="long"),
+}
+
+# Any rank gives the same run of these.
+WITHOUT_RANK = {
+    "adamw", "adamw_b2_0.95", "adamw_wd_0.1", "muon", "racs", "swan", "sinkgd", "scale",
+    "apollo_mini", "gwt",
+}  # fmt: skip

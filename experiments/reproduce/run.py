@@ -1,0 +1,157 @@
+"""One training run: the same weights and batches for every method of a seed."""
+
+import dataclasses
+import functools
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.llama.configs import load_model_config
+from experiments.llama.model import Llama, LlamaConfig
+from experiments.reproduce.methods import METHODS
+from experiments.reproduce.settings import MIN_LR_RATIO, SIZES, WARMUP_SHARE
+from experiments.text import batches as data
+from experiments.training.step import (
+    TrainState,
+    make_evaluate,
+    make_init,
+    make_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Run:
+    """What tells one run from another."""
+
+    method: str
+    size: str
+    rank: int
+    seed: int
+    lr: float
+    steps: int
+
+
+@functools.cache
+def _text(size: str) -> data.TokenData:
+    how = SIZES[size]
+    return data.load(
+        data.DataConfig(
+            tokenizer="bytes", seq_len=how.seq_len, validation_tokens=how.validation_tokens
+        )
+    )
+
+
+@functools.cache
+def _model(size: str) -> LlamaConfig:
+    model, _ = load_model_config(SIZES[size].model)
+    return dataclasses.replace(model, vocab_size=_text(size).vocab_size)
+
+
+def peak_to_schedule(peak: jax.typing.ArrayLike, steps: jax.typing.ArrayLike) -> optax.Schedule:
+    """Linear warmup and a cosine, of a peak and a length that may be traced.
+
+    Example:
+        >>> schedule = peak_to_schedule(0.5, 200)
+        >>> [round(float(schedule(count)), 3) for count in (0, 10, 20, 200)]
+        [0.0, 0.25, 0.5, 0.05]
+    """
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        warmup = WARMUP_SHARE * steps
+        done = jnp.clip((count - warmup) / (steps - warmup), 0, 1)
+        cosine = MIN_LR_RATIO + (1 - MIN_LR_RATIO) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        return peak * jnp.where(count < warmup, count / warmup, cosine)
+
+    return schedule
+
+
+@functools.cache
+def _programs(method: str, size: str, rank: int) -> tuple[Any, Any, Any]:
+    """First state, step and evaluation; compiled once for all learning rates, seeds and lengths."""
+    model, gap = _model(size), SIZES[size].gap
+
+    def optimizer(lr: Any, steps: Any, seed: Any) -> tuple[Any, optax.Schedule]:
+        schedule = peak_to_schedule(lr, steps)
+        return METHODS[method](schedule, rank, gap, seed), schedule
+
+    graphdef, _ = make_init(model, optax.identity(), 0)
+
+    @jax.jit
+    def init(seed: jax.Array) -> TrainState:
+        _, init_state = make_init(model, optimizer(1.0, 100, seed)[0], jax.random.key(seed))
+        return init_state()
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, tokens: jax.Array, lr: Any, steps: Any, seed: Any) -> Any:
+        tx, schedule = optimizer(lr, steps, seed)
+        state, values = make_train_step(graphdef, tx, schedule, 1)(state, tokens)
+        return state, values["train_loss"]
+
+    return init, step, make_evaluate(graphdef)
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Trains from random weights and measures.
+
+    Returns:
+      A row for the tables. The loss of a run that diverged is None.
+    """
+    how, text = SIZES[run.size], _text(run.size)
+    init, step, evaluate = _programs(run.method, run.size, run.rank)
+    validation = [jnp.asarray(b["tokens"]) for b in text.validation(batch_size=16)]
+    seed, lr, steps = jnp.int32(run.seed), jnp.float32(run.lr), jnp.float32(run.steps)
+    state = init(seed)
+    batches = text.train(batch_size=how.batch_size, seed=run.seed)
+    curve: list[tuple[int, float]] = []
+    times, losses = [], []
+    for count in range(1, run.steps + 1):
+        tokens = jnp.asarray(next(batches)["tokens"])
+        began = time.process_time()
+        state, loss = jax.block_until_ready(step(state, tokens, lr, steps, seed))
+        times.append(time.process_time() - began)
+        losses.append(float(loss))
+        if not math.isfinite(losses[-1]):
+            break
+        if count % how.eval_every == 0 or count == run.steps:
+            curve.append((count, float(evaluate(state.params, validation))))
+    finished = bool(curve) and curve[-1][0] == run.steps and math.isfinite(curve[-1][1])
+    final = curve[-1][1] if finished else None
+    return {
+        **dataclasses.asdict(run),
+        "eval_loss": final,
+        "best_eval_loss": min(loss for _, loss in curve) if finished else None,
+        "perplexity": math.exp(final) if final is not None else None,
+        "bits_per_byte": final / math.log(2) / text.bytes_per_token if final is not None else None,
+        "state_bytes": _bytes(state.opt_state),
+        "matrix_state_bytes": _matrix_bytes(run),
+        # Of this process on one thread, refreshes included: what else the machine does counts less.
+        "ms_per_step": 1e3 * float(np.mean(times[1:])),
+        "ms_per_step_median": 1e3 * float(np.median(times[1:])),
+        "curve": curve,
+        "train_losses": [float(np.mean(losses[i : i + 20])) for i in range(0, len(losses), 20)],
+    }
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@functools.cache
+def _matrix_bytes_of(method: str, size: str, rank: int) -> int:
+    """Bytes of state of the attention and MLP matrices alone."""
+    model = _model(size)
+    optimizer = METHODS[method](lambda _: 1.0, rank, SIZES[size].gap, 0)
+    from flax import nnx  # noqa: PLC0415
+
+    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(0)))))
+    layers = {"layers": {k: params["layers"][k] for k in ("attn", "mlp")}}
+    return _bytes(jax.eval_shape(optimizer.init, layers))
+
+
+def _matrix_bytes(run: Run) -> int:
+    return _matrix_bytes_of(run.method, run.size, run.rank)
