@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from experiments.files import console
 from experiments.reproduce.methods import WITHOUT_RANK
@@ -21,11 +22,19 @@ class Campaign:
 
     Args:
       store: finished runs.
-      hours: how long to go on.
+      hours: how long to go on; a run that has begun is finished.
+      published: rows whose learning rates are taken over, for methods that are not searched yet.
     """
 
-    def __init__(self, store: Store, hours: float):
+    def __init__(
+        self, store: Store, hours: float, published: Sequence[dict[str, Any]] = ()
+    ):
         self.store = store
+        self.published = {
+            (row["method"], row["size"], row["rank"]): row["lr"]
+            for row in published
+            if row["seed"] != SEARCH_SEED
+        }
         self.began = time.monotonic()
         self.seconds = 3600 * hours
 
@@ -51,7 +60,9 @@ class Campaign:
         return math.inf if loss is None else loss
 
     def best_rate(self, method: str, size: str, rank: int) -> float:
-        """The best learning rate for a method, searched for on a seed of its own."""
+        """The best learning rate for a method: published, or searched for on a seed of its own."""
+        if (method, size, rank) in self.published:
+            return self.published[method, size, rank]
         steps = SIZES[size].search_steps
 
         def at(lr: float) -> float:

@@ -96,6 +96,12 @@ METHODS: dict[str, Make] = {
     "fira_gap20": fira(gap=20),
     "fira_gap100": fira(gap=100),
     "fira_4bit_rank_x4": fira_in_few_bits(4, basis=Quantized()),
+    "fira_4bit_rank_x4_tracked_gap10": fira_in_few_bits(
+        4, gap=10, basis=Quantized(TRACKED, orthonormal=True), moments="carry"
+    ),
+    "fira_4bit_rank_x4_tracked_gap20": fira_in_few_bits(
+        4, gap=20, basis=Quantized(TRACKED, orthonormal=True), moments="carry"
+    ),
     # The paper's ablations.
     "fira_no_limiter": fira(gamma=None),
     "fira_matrix": fira(granularity="matrix"),

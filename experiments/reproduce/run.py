@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from experiments.llama.configs import load_model_config
 from experiments.llama.model import Llama, LlamaConfig
@@ -37,7 +38,8 @@ class Run:
 
 
 @functools.cache
-def _text(size: str) -> data.TokenData:
+def text_of(size: str) -> data.TokenData:
+    """Batches of a size's text."""
     how = SIZES[size]
     return data.load(
         data.DataConfig(
@@ -47,9 +49,10 @@ def _text(size: str) -> data.TokenData:
 
 
 @functools.cache
-def _model(size: str) -> LlamaConfig:
+def model_of(size: str) -> LlamaConfig:
+    """The architecture of a size, with a vocabulary of bytes."""
     model, _ = load_model_config(SIZES[size].model)
-    return dataclasses.replace(model, vocab_size=_text(size).vocab_size)
+    return dataclasses.replace(model, vocab_size=text_of(size).vocab_size)
 
 
 def peak_to_schedule(peak: jax.typing.ArrayLike, steps: jax.typing.ArrayLike) -> optax.Schedule:
@@ -73,7 +76,7 @@ def peak_to_schedule(peak: jax.typing.ArrayLike, steps: jax.typing.ArrayLike) ->
 @functools.cache
 def _programs(method: str, size: str, rank: int) -> tuple[Any, Any, Any]:
     """First state, step and evaluation; compiled once for all learning rates, seeds and lengths."""
-    model, gap = _model(size), SIZES[size].gap
+    model, gap = model_of(size), SIZES[size].gap
 
     def optimizer(lr: Any, steps: Any, seed: Any) -> tuple[Any, optax.Schedule]:
         schedule = peak_to_schedule(lr, steps)
@@ -101,7 +104,7 @@ def train(run: Run) -> dict[str, Any]:
     Returns:
       A row for the tables. The loss of a run that diverged is None.
     """
-    how, text = SIZES[run.size], _text(run.size)
+    how, text = SIZES[run.size], text_of(run.size)
     init, step, evaluate = _programs(run.method, run.size, run.rank)
     validation = [jnp.asarray(b["tokens"]) for b in text.validation(batch_size=16)]
     seed, lr, steps = jnp.int32(run.seed), jnp.float32(run.lr), jnp.float32(run.steps)
@@ -128,7 +131,7 @@ def train(run: Run) -> dict[str, Any]:
         "perplexity": math.exp(final) if final is not None else None,
         "bits_per_byte": final / math.log(2) / text.bytes_per_token if final is not None else None,
         "state_bytes": _bytes(state.opt_state),
-        "matrix_state_bytes": _matrix_bytes(run),
+        "matrix_state_bytes": _matrix_bytes(run.method, run.size, run.rank),
         # Of this process on one thread, refreshes included: what else the machine does counts less.
         "ms_per_step": 1e3 * float(np.mean(times[1:])),
         "ms_per_step_median": 1e3 * float(np.median(times[1:])),
@@ -142,16 +145,10 @@ def _bytes(tree: Any) -> int:
 
 
 @functools.cache
-def _matrix_bytes_of(method: str, size: str, rank: int) -> int:
+def _matrix_bytes(method: str, size: str, rank: int) -> int:
     """Bytes of state of the attention and MLP matrices alone."""
-    model = _model(size)
+    model = model_of(size)
     optimizer = METHODS[method](lambda _: 1.0, rank, SIZES[size].gap, 0)
-    from flax import nnx  # noqa: PLC0415
-
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(0)))))
-    layers = {"layers": {k: params["layers"][k] for k in ("attn", "mlp")}}
+    layers = {"layers": {part: params["layers"][part] for part in ("attn", "mlp")}}
     return _bytes(jax.eval_shape(optimizer.init, layers))
-
-
-def _matrix_bytes(run: Run) -> int:
-    return _matrix_bytes_of(run.method, run.size, run.rank)

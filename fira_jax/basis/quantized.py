@@ -29,10 +29,16 @@ class Quantized(Basis):
     :math:`s (q - z)`, whose columns are orthonormal only roughly. The basis :math:`a \times r`
     takes :math:`\lceil a r / g \rceil (g k / 8 + 5)` bytes.
 
+    With ``orthonormal`` the vectors are the orthonormal ones nearest to that,
+    :math:`Q (Q^\top Q)^{-1/2}`, found at every step by products of small matrices alone. The
+    space is the same; the moments can then be carried from one basis to the next, which otherwise
+    would grow by the rounding at each refresh, and nothing more is stored.
+
     Args:
       inner: the basis that is stored so; it must store its vectors as an array.
       bits: :math:`k`, 4 or 8.
       group: :math:`g`, numbers that share a scale, even; the last group is filled up with zeros.
+      orthonormal: whether the vectors are made orthonormal again.
 
     Raises:
       ValueError: an argument is out of range, or ``inner`` does not store its vectors.
@@ -54,8 +60,7 @@ class Quantized(Basis):
     inner: Basis = Randomized()  # noqa: RUF009  # frozen
     bits: int = 4
     group: int = 256
-
-    orthonormal = False
+    orthonormal: bool = False
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
@@ -106,7 +111,10 @@ class Quantized(Basis):
         dtype: jax.typing.DTypeLike,
         key: jax.Array,
     ) -> Any:
-        vectors = self._decode(stored, a, rank).astype(dtype)
+        vectors = self._decode(stored, a, rank)
+        if self.orthonormal:
+            vectors = nearest_orthonormal(vectors)
+        vectors = vectors.astype(dtype)
         return self.inner.vectors(vectors, a, rank, dtype, key)
 
     def _encode(self, vectors: jax.Array) -> Linear:
@@ -115,3 +123,19 @@ class Quantized(Basis):
     def _decode(self, stored: Linear, a: int, rank: int) -> jax.Array:
         entries = unblocks(decode_linear(stored, self.bits), a * rank)
         return entries.reshape(*entries.shape[:-1], a, rank)
+
+
+def nearest_orthonormal(vectors: jax.Array, iterations: int = 6) -> jax.Array:
+    r"""The orthonormal columns nearest to ``[..., a, r]`` that are orthonormal but for rounding.
+
+    Newton and Schulz's iteration for the inverse root of the Gram matrix, all of it on :math:`r
+    \times r`. Six steps bring singular values between 0.4 and 1.7 to 1; columns that are zero stay so.
+    """
+    with jax.default_matmul_precision("float32"):
+        gram = vectors.mT @ vectors
+        identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+        root = identity
+        for _ in range(iterations):
+            step = 1.5 * identity - 0.5 * gram
+            gram, root = step @ gram @ step, root @ step
+        return vectors @ root

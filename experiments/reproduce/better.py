@@ -1,0 +1,14 @@
+"""What could stand in Fira's place, at its bytes: how fast the subspace moves, and more ranks."""
+
+from experiments.reproduce.tables import Table
+
+TABLE = Table(
+    "What is better than Fira as released, with no more bytes of state?",
+    (
+        "fira", "fira_tracked_gap10", "fira_4bit_rank_x4", "fira_4bit_rank_x4_tracked_gap10",
+        "fira_tracked_gap20", "fira_4bit_rank_x4_tracked_gap20", "fira_tracked_gap5",
+        "fira_randomized_gap10_carried", "fira_tracked_gap10_kept", "fira_carried", "fira_gap10",
+        "fira_gap20",
+    ),
+    seeds=5,
+)  # fmt: skip

@@ -1,0 +1,133 @@
+"""Means, spreads and paired tests over seeds."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from scipy import stats
+
+from experiments.reproduce.methods import WITHOUT_RANK
+from experiments.reproduce.search import on_grid
+from experiments.reproduce.settings import SEARCH_SEED
+
+Row = dict[str, Any]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number, by Holm's step-down rule.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    corrected = [0.0] * len(p_values)
+    so_far = 0.0
+    for place, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        so_far = max(so_far, min(1.0, (len(p_values) - place) * p_values[i]))
+        corrected[i] = so_far
+    return corrected
+
+
+def paired(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float | None, int]:
+    """Mean difference over common seeds, the p-value of a paired t-test, and how many seeds.
+
+    Example:
+        >>> paired({0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.1, 1: 2.1, 2: 3.2, 3: 9.0})[2]
+        3
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    differences = [ours[seed] - theirs[seed] for seed in seeds]
+    if not differences:
+        return math.nan, None, 0
+    p = None
+    if len(differences) > 1 and statistics.pstdev(differences) > 0:
+        p = float(stats.ttest_rel([ours[s] for s in seeds], [theirs[s] for s in seeds]).pvalue)
+    return statistics.fmean(differences), p, len(seeds)
+
+
+def summary(rows: Sequence[Row], methods: Sequence[str], beside: Sequence[str]) -> list[Row]:
+    """One line a method, size and rank: mean and spread over seeds, and the tests beside others.
+
+    Args:
+      rows: finished runs, those of the search too.
+      methods: which of them are in the table.
+      beside: the methods that each is compared with. A family of tests, which are corrected
+        together, is one size, one rank and one of these.
+    """
+    lines = []
+    places = sorted({(row["size"], row["rank"]) for row in rows if row["method"] not in WITHOUT_RANK})
+    for size, rank in places:
+        here = [
+            row
+            for row in rows
+            if row["size"] == size and (row["rank"] == rank or row["method"] in WITHOUT_RANK)
+        ]
+        group = [line for method in methods if (line := _line(here, method, size, rank))]
+        for other in beside:
+            theirs = _losses(here, other)
+            _compare(group, other, theirs, here)
+        lines += sorted(group, key=lambda line: line["eval_loss"])
+    return lines
+
+
+def _finals(rows: Sequence[Row], method: str) -> list[Row]:
+    return [row for row in rows if row["method"] == method and row["seed"] != SEARCH_SEED]
+
+
+def _losses(rows: Sequence[Row], method: str) -> dict[int, float]:
+    """Final losses by seed; of two learning rates of one seed the later search's is the table's."""
+    return {
+        row["seed"]: math.inf if row["eval_loss"] is None else row["eval_loss"]
+        for row in _finals(rows, method)
+    }
+
+
+def _line(rows: Sequence[Row], method: str, size: str, rank: int) -> Row | None:
+    losses = _losses(rows, method)
+    if not losses:
+        return None
+    first = _finals(rows, method)[0]
+    return {
+        "method": method,
+        "size": size,
+        "rank": None if method in WITHOUT_RANK else rank,
+        "seeds": len(losses),
+        "lr": first["lr"],
+        "eval_loss": statistics.fmean(losses.values()),
+        "spread": statistics.stdev(losses.values()) if len(losses) > 1 else None,
+        "perplexity": math.exp(statistics.fmean(losses.values())),
+        "state_bytes": first["state_bytes"],
+        "matrix_state_bytes": first["matrix_state_bytes"],
+        "ms_per_step": statistics.fmean(r["ms_per_step"] for r in _finals(rows, method)),
+        **_sensitivity(rows, method, first["lr"]),
+    }
+
+
+def _sensitivity(rows: Sequence[Row], method: str, lr: float) -> Row:
+    """How much the loss of the search rises at the neighbours of the best learning rate."""
+    tried = {
+        on_grid(row["lr"]): row["eval_loss"]
+        for row in rows
+        if row["method"] == method and row["seed"] == SEARCH_SEED and row["eval_loss"] is not None
+    }
+    best = on_grid(lr)
+    found = {}
+    for name, steps in (("half", -2), ("below", -1), ("above", 1), ("twice", 2)):
+        both = best in tried and best + steps in tried
+        found[f"rise_at_{name}"] = tried[best + steps] - tried[best] if both else None
+    return found
+
+
+def _compare(group: list[Row], other: str, theirs: dict[int, float], rows: Sequence[Row]) -> None:
+    """Adds to each line its mean difference from ``other``, in percent of perplexity, and p."""
+    tested = []
+    for line in group:
+        difference, p, seeds = paired(_losses(rows, line["method"]), theirs)
+        known = line["method"] != other and seeds
+        line[f"percent_beside_{other}"] = 100 * math.expm1(difference) if known else None
+        line[f"p_beside_{other}"] = None
+        if known and p is not None:
+            tested.append((line, p))
+    for (line, _), corrected in zip(tested, holm([p for _, p in tested]), strict=True):
+        line[f"p_beside_{other}"] = corrected
