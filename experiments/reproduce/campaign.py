@@ -26,9 +26,7 @@ class Campaign:
       published: rows whose learning rates are taken over, for methods that are not searched yet.
     """
 
-    def __init__(
-        self, store: Store, hours: float, published: Sequence[dict[str, Any]] = ()
-    ):
+    def __init__(self, store: Store, hours: float, published: Sequence[dict[str, Any]] = ()):
         self.store = store
         self.published = {
             (row["method"], row["size"], row["rank"]): row["lr"]
@@ -78,12 +76,9 @@ class Campaign:
             for run, row in self.store.rows.items()
             if run.method == method and run.seed == SEARCH_SEED and row["eval_loss"] is not None
         }
-        for near in (
-            lambda run: (run.size, run.rank) == (size, rank),
-            lambda run: run.size == size,
-            lambda run: True,
-        ):
-            losses = {run: loss for run, loss in tried.items() if near(run)}
+        here = {run: loss for run, loss in tried.items() if run.size == size}
+        same = {run: loss for run, loss in here.items() if run.rank == rank}
+        for losses in (same, here, tried):
             if losses:
                 return min(losses, key=lambda run: losses[run]).lr
         return START

@@ -61,7 +61,7 @@ def fira_in_few_bits(times: int, gap: int | None = None, **options: Any) -> Make
 
 def adamw(b2: float = 0.999, weight_decay: float = 0.0) -> Make:
     """Full-rank AdamW."""
-    return lambda lr, rank, gap, seed: optax.adamw(lr, b2=b2, weight_decay=weight_decay)
+    return lambda lr, *_: optax.adamw(lr, b2=b2, weight_decay=weight_decay)
 
 
 def muon(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
@@ -102,6 +102,10 @@ METHODS: dict[str, Make] = {
     "fira_4bit_rank_x4_tracked_gap20": fira_in_few_bits(
         4, gap=20, basis=Quantized(TRACKED, orthonormal=True), moments="carry"
     ),
+    "fira_8bit_rank_x4_tracked_gap10": fira_in_few_bits(
+        4, gap=10, basis=Quantized(TRACKED, bits=8, orthonormal=True), moments="carry"
+    ),
+    "fira_tracked_gap10_paper": fira(gap=10, basis=TRACKED, moments="carry", form="paper"),
     # The paper's ablations.
     "fira_no_limiter": fira(gamma=None),
     "fira_matrix": fira(granularity="matrix"),

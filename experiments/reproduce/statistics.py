@@ -56,7 +56,9 @@ def summary(rows: Sequence[Row], methods: Sequence[str], beside: Sequence[str]) 
         together, is one size, one rank and one of these.
     """
     lines = []
-    places = sorted({(row["size"], row["rank"]) for row in rows if row["method"] not in WITHOUT_RANK})
+    places = sorted(
+        {(row["size"], row["rank"]) for row in rows if row["method"] not in WITHOUT_RANK}
+    )
     for size, rank in places:
         here = [
             row

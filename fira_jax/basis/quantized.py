@@ -129,7 +129,7 @@ def nearest_orthonormal(vectors: jax.Array, iterations: int = 6) -> jax.Array:
     r"""The orthonormal columns nearest to ``[..., a, r]`` that are orthonormal but for rounding.
 
     Newton and Schulz's iteration for the inverse root of the Gram matrix, all of it on :math:`r
-    \times r`. Six steps bring singular values between 0.4 and 1.7 to 1; columns that are zero stay so.
+    \times r`. Six steps bring singular values between 0.4 and 1.7 to 1; zero columns stay zero.
     """
     with jax.default_matmul_precision("float32"):
         gram = vectors.mT @ vectors

@@ -236,3 +236,35 @@ def test_q_galore_is_the_paper_with_ever_rarer_refreshes():
         scale = np.linalg.norm(expected[t])
         assert np.linalg.norm(walked[t] - expected[t]) < 2e-2 * scale, t
     assert int(jax.tree.leaves(state[0].memory)[0]) == 32
+
+
+# --- made orthonormal again ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bits", "a", "rank"), [(4, 64, 8), (4, 48, 48), (8, 96, 32)])
+def test_the_nearest_orthonormal_vectors(bits, a, rank):
+    """The polar factor of what the codes stand for, in float64 by an SVD."""
+    key = jax.random.key(0)
+    exact = np.linalg.qr(normal(3, a, rank).astype(np.float64))[0].astype(np.float32)
+    rough, fine = (Quantized(LeadingColumns(), bits, orthonormal=x) for x in (False, True))
+    stored = fine.find(jnp.asarray(exact), fine.init(a, rank, jnp.float32), rank, key)
+    coded = np.asarray(rough.vectors(stored, a, rank, jnp.float32, key), np.float64)
+    gap = {4: 0.02, 8: 1e-3}[bits]
+    assert np.abs(coded.T @ coded - np.eye(rank)).max() > gap  # else there is nothing to do
+    left, _, right = np.linalg.svd(coded, full_matrices=False)
+    found = fine.vectors(stored, a, rank, jnp.float32, key)
+    np.testing.assert_allclose(found, left @ right, atol=5e-6)
+
+
+def test_moments_carried_between_quantized_bases_do_not_grow():
+    """Refreshed at every step; by the rough vectors of 4 bits the squared overlaps exceed 1."""
+    basis = Quantized(fira_jax.basis.PowerIteration(), orthonormal=True)
+    low_rank = fira_jax.LowRank(12, 1, basis=basis, moments="carry")
+    project = fira_jax.low_rank_project(low_rank)
+    state = project.init({"w": jnp.zeros((32, 48))})
+    for i in range(6):
+        nodes, state = project.update({"w": jnp.asarray(normal(i, 32, 48))}, state)
+        assert nodes["w"].orthonormal
+        assert np.linalg.svd(nodes["w"].rotation, compute_uv=False).max() < 1 + 1e-5
+        rough = Quantized().vectors(state.bases["w"], 32, 12, jnp.float32, None)
+        assert np.linalg.svd(rough, compute_uv=False).max() > 1.01
