@@ -6,7 +6,7 @@ TABLE = Table(
     "What does each part of Fira contribute?",
     (
         "fira", "galore", "fira_no_limiter", "fira_clipped", "fira_matrix", "fira_paper",
-        "fira_plain_residual", "fira_svd", "fira_long", "fira_gap20", "fira_gap100",
+        "fira_unscaled", "fira_svd", "fira_long", "fira_gap20", "fira_gap100",
         "fira_carried",
     ),
 )  # fmt: skip

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 import fira_jax
 from experiments.training.config import PretrainConfig
 from experiments.training.optimizers import OPTIMIZERS
 from fira_jax.basis import PowerIteration, Quantized
+from fira_jax.trees import map_leaves
 
 MATRICES = fira_jax.match_paths(include=("attn", "mlp"))
 Make = Callable[[optax.Schedule, int, int, Any], optax.GradientTransformation]
@@ -57,6 +59,34 @@ def fira_in_few_bits(times: int, gap: int | None = None, **options: Any) -> Make
         )
 
     return make
+
+
+def fira_unscaled(
+    lr: optax.Schedule, rank: int, gap: int, seed: Any
+) -> optax.GradientTransformation:
+    """Fira without its scale: the residual moves as it is."""
+    low_rank = fira_jax.LowRank(rank, gap, 0.25, weight_dimension_numbers=MATRICES, seed=seed)
+
+    def add(node: Any) -> Any:
+        if not isinstance(node, fira_jax.Subspace):
+            return node
+        return node.replace(residual_scale=jnp.ones_like(node.raw_energy), residual_leak=node.scale)
+
+    return optax.chain(
+        fira_jax.low_rank_project(low_rank),
+        fira_jax.scale_by_adam_in_subspace(low_rank),
+        optax.stateless(lambda nodes, _: map_leaves(add, nodes)),
+        fira_jax.norm_growth_limit(low_rank, 1.01),
+        fira_jax.project_back(),
+        optax.scale_by_learning_rate(lr),
+    )
+
+
+def fira_clipped(
+    lr: optax.Schedule, rank: int, gap: int, seed: Any
+) -> optax.GradientTransformation:
+    """Fira with the whole gradient clipped to a norm of 1 in place of the limiter."""
+    return optax.chain(optax.clip_by_global_norm(1.0), fira(gamma=None)(lr, rank, gap, seed))
 
 
 def adamw(b2: float = 0.999, weight_decay: float = 0.0) -> Make:
@@ -108,6 +138,8 @@ METHODS: dict[str, Make] = {
     "fira_tracked_gap10_paper": fira(gap=10, basis=TRACKED, moments="carry", form="paper"),
     # The paper's ablations.
     "fira_no_limiter": fira(gamma=None),
+    "fira_clipped": fira_clipped,
+    "fira_unscaled": fira_unscaled,
     "fira_matrix": fira(granularity="matrix"),
     "fira_svd": fira(basis="svd"),
     "fira_long": fira(side="long"),
