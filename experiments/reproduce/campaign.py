@@ -61,10 +61,9 @@ class Campaign:
         """The best learning rate for a method: published, or searched for on a seed of its own."""
         if (method, size, rank) in self.published:
             return self.published[method, size, rank]
-        steps = SIZES[size].search_steps
 
         def at(lr: float) -> float:
-            return self.loss(Run(method, size, rank, SEARCH_SEED, lr, steps))
+            return self.loss(Run(method, size, rank, SEARCH_SEED, lr, SIZES[size].steps))
 
         losses = downhill(at, self.first_guess(method, size, rank))
         return min(losses, key=lambda lr: losses[lr])

@@ -15,8 +15,7 @@ class Size:
     Attributes:
       model: its file in experiments/configs; the vocabulary is that of bytes.
       ranks: an eighth and a sixteenth of the width (the larger first), unless others are asked for.
-      steps: updates of a run of the tables.
-      search_steps: updates of a run that looks for a learning rate.
+      steps: updates of a run, in the search and in the tables.
       batch_size: sequences in a batch.
       seq_len: bytes in a sequence.
       gap: updates between two refreshes, for the methods with a fixed gap of the papers' kind.
@@ -27,7 +26,6 @@ class Size:
     model: str
     ranks: tuple[int, ...]
     steps: int = 250
-    search_steps: int = 125
     batch_size: int = 8
     seq_len: int = 64
     gap: int = 50
@@ -39,7 +37,7 @@ SIZES = {
     "200k": Size("llama_200k", (8, 4)),
     "1m": Size("llama_1m", (16, 8)),
     # The setting of the demo: more text in a batch, and more steps.
-    "1m-long": Size("llama_1m", (16, 8), steps=500, search_steps=500, seq_len=192),
+    "1m-long": Size("llama_1m", (16, 8), steps=500, seq_len=192),
 }
 
 

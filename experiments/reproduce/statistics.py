@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments.reproduce.methods import WITHOUT_RANK
 from experiments.reproduce.search import on_grid
-from experiments.reproduce.settings import SEARCH_SEED
+from experiments.reproduce.settings import SEARCH_SEED, SIZES
 
 Row = dict[str, Any]
 
@@ -73,12 +73,34 @@ def summary(rows: Sequence[Row], methods: Sequence[str], beside: Sequence[str]) 
     return lines
 
 
+def searched(rows: Sequence[Row], method: str) -> dict[float, float]:
+    """Learning rates that the search tried, and their losses; those that diverged are left out."""
+    return {
+        row["lr"]: row["eval_loss"]
+        for row in rows
+        if row["method"] == method
+        and row["seed"] == SEARCH_SEED
+        and row["steps"] == SIZES[row["size"]].steps
+        and row["eval_loss"] is not None
+    }
+
+
 def _finals(rows: Sequence[Row], method: str) -> list[Row]:
-    return [row for row in rows if row["method"] == method and row["seed"] != SEARCH_SEED]
+    """The table's rows: other seeds, at the best learning rate of the search if there was one."""
+    tried = searched(rows, method)
+    best = min(tried, key=lambda lr: tried[lr]) if tried else None
+    return [
+        row
+        for row in rows
+        if row["method"] == method
+        and row["seed"] != SEARCH_SEED
+        and best in (None, row["lr"])
+        and row["steps"] == SIZES[row["size"]].steps
+    ]
 
 
 def _losses(rows: Sequence[Row], method: str) -> dict[int, float]:
-    """Final losses by seed; of two learning rates of one seed the later search's is the table's."""
+    """Final losses by seed; infinite where it diverged."""
     return {
         row["seed"]: math.inf if row["eval_loss"] is None else row["eval_loss"]
         for row in _finals(rows, method)
@@ -108,11 +130,7 @@ def _line(rows: Sequence[Row], method: str, size: str, rank: int) -> Row | None:
 
 def _sensitivity(rows: Sequence[Row], method: str, lr: float) -> Row:
     """How much the loss of the search rises at the neighbours of the best learning rate."""
-    tried = {
-        on_grid(row["lr"]): row["eval_loss"]
-        for row in rows
-        if row["method"] == method and row["seed"] == SEARCH_SEED and row["eval_loss"] is not None
-    }
+    tried = {on_grid(row_lr): loss for row_lr, loss in searched(rows, method).items()}
     best = on_grid(lr)
     found = {}
     for name, steps in (("half", -2), ("below", -1), ("above", 1), ("twice", 2)):
