@@ -112,13 +112,15 @@ def cards(results: dict[str, dict[str, Any]]) -> str:
         state = method.state
         if element_count(state, 1, 1, 1) is not None:
             state = f"${state}$"
+        ours = method.source.endswith(".md")
+        source = method.source if ours else f"https://arxiv.org/abs/{method.source}"
         megabytes = f"{results[method.name]['state_bytes'] / 1e6:,.1f} MB"
         shown.append(
             card(
                 method.title,
                 method.name,
                 [
-                    f"[`{method.name}`](https://arxiv.org/abs/{method.source}): {method.moves}",
+                    f"[`{method.name}`]({source}): {method.moves}",
                     f"State {state}, that is {megabytes} for {LARGE[0]} × {LARGE[1]} at rank "
                     f"{LARGE_RANK}; {shares[method.name]} within the leading directions",
                 ],

@@ -16,7 +16,7 @@ class Method:
     Attributes:
         name: As in ``--optimizer``.
         title: As people write it.
-        source: Its paper on arXiv.
+        source: Its paper on arXiv, or where these pages tell of it.
         state: Numbers kept for one matrix with sides a <= b at rank r, as a sum of products that
             the tests evaluate; with words in it, only shown.
         moves: What part of the gradient moves, and how.
@@ -53,6 +53,8 @@ METHODS = [
            "all of it, every entry scaled by its own history", build=optax.adamw),
     Method("fira", "Fira", "2410.01623", "ar + 2br + 1",
            "Adam in the subspace; the rest, column by column, scaled as Adam scaled the subspace"),
+    Method("fira_tracked", "tracked Fira", "../results/reproduce.md", "ar + 2br + 1",
+           "as Fira, in a subspace that follows by power iteration, with moments that turn along"),
     Method("galore", "GaLore", "2403.03507", "ar + 2br",
            "Adam in the leading subspace, nothing outside"),
     Method("galore2", "GaLore 2", "2504.20437", "ar + 2br",

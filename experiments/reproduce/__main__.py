@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--ranks", help="by default those of the size")
     parser.add_argument("--seeds", type=int, help="by default as many as the table wants")
     parser.add_argument("--budget-hours", type=float, default=1.0)
+    parser.add_argument("--lr", type=float, help="of all methods, instead of the search")
     parser.add_argument("--search", action="store_true", help="do not use published rates")
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce.json"))
     args = parser.parse_args()
@@ -46,7 +47,7 @@ def main() -> None:
     try:
         for size in args.sizes.split(","):
             ranks = [int(r) for r in args.ranks.split(",")] if args.ranks else SIZES[size].ranks
-            campaign.table(methods, size, ranks, seeds)
+            campaign.table(methods, size, ranks, seeds, args.lr)
     except OutOfTimeError as error:
         console.print(str(error))
     rows = [row for row in campaign.store.rows.values() if row["size"] in args.sizes.split(",")]

@@ -83,12 +83,28 @@ class Campaign:
         return START
 
     def table(
-        self, methods: Sequence[str], size: str, ranks: Sequence[int], seeds: Sequence[int]
+        self,
+        methods: Sequence[str],
+        size: str,
+        ranks: Sequence[int],
+        seeds: Sequence[int],
+        lr: float | None = None,
     ) -> None:
-        """Searches for every method's learning rate, then trains its seeds."""
+        """Searches for every method's learning rate, then trains its seeds, one after the other.
+
+        Args:
+          methods: their names.
+          size: of the model.
+          ranks: of the subspace, for the methods that have one.
+          seeds: of weights, batches and whatever is random in a method.
+          lr: the learning rate of all, instead of a search.
+        """
+        how = SIZES[size]
         for rank in ranks:
+            runs = []
             for method in methods:
-                used = SIZES[size].ranks[0] if method in WITHOUT_RANK else rank
-                lr = self.best_rate(method, size, used)
-                for seed in seeds:
-                    self.loss(Run(method, size, used, seed, lr, SIZES[size].steps))
+                used = how.ranks[0] if method in WITHOUT_RANK else rank
+                runs.append((method, used, lr or self.best_rate(method, size, used)))
+            for seed in seeds:
+                for method, used, best in runs:
+                    self.loss(Run(method, size, used, seed, best, how.steps))

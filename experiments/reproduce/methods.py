@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 import fira_jax
 from experiments.training.config import PretrainConfig
 from experiments.training.optimizers import OPTIMIZERS
 from fira_jax.basis import PowerIteration, Quantized
-from fira_jax.trees import map_leaves
 
 MATRICES = fira_jax.match_paths(include=("attn", "mlp"))
 Make = Callable[[optax.Schedule, int, int, Any], optax.GradientTransformation]
@@ -67,15 +65,10 @@ def fira_unscaled(
     """Fira without its scale: the residual moves as it is."""
     low_rank = fira_jax.LowRank(rank, gap, 0.25, weight_dimension_numbers=MATRICES, seed=seed)
 
-    def add(node: Any) -> Any:
-        if not isinstance(node, fira_jax.Subspace):
-            return node
-        return node.replace(residual_scale=jnp.ones_like(node.raw_energy), residual_leak=node.scale)
-
     return optax.chain(
         fira_jax.low_rank_project(low_rank),
         fira_jax.scale_by_adam_in_subspace(low_rank),
-        optax.stateless(lambda nodes, _: map_leaves(add, nodes)),
+        fira_jax.plain_residual("sgd"),
         fira_jax.norm_growth_limit(low_rank, 1.01),
         fira_jax.project_back(),
         optax.scale_by_learning_rate(lr),

@@ -118,6 +118,7 @@ def _line(rows: Sequence[Row], method: str, size: str, rank: int) -> Row | None:
         "rank": None if method in WITHOUT_RANK else rank,
         "seeds": len(losses),
         "lr": first["lr"],
+        "searched": bool(searched(rows, method)),
         "eval_loss": statistics.fmean(losses.values()),
         "spread": statistics.stdev(losses.values()) if len(losses) > 1 else None,
         "perplexity": math.exp(statistics.fmean(losses.values())),

@@ -53,6 +53,7 @@ def test_published_learning_rates_lie_between_two_that_are_worse():
         (line["method"], line["size"], line["rank"], line["lr"])
         for table in TABLES.values()
         for line in summary(rows, table.methods, table.beside)
+        if line["searched"]
     }
     assert lines
     for method, size, rank, lr in lines:
@@ -129,7 +130,7 @@ def test_a_campaign_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert not trained
     Campaign(Store(output), hours=1).table(["fira", "adamw"], "200k", [8], range(2))
     seeds = [(r.method, r.lr) for r in trained if r.seed != SEARCH_SEED]
-    assert seeds == [("fira", rate(1))] * 2 + [("adamw", rate(1))] * 2
+    assert seeds == [("fira", rate(1)), ("adamw", rate(1))] * 2
     assert {r.steps for r in trained if r.seed == SEARCH_SEED} == {SIZES["200k"].steps}
     before = list(trained)
     Campaign(Store(output), hours=-1).table(["fira", "adamw"], "200k", [8], range(2))

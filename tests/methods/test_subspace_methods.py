@@ -119,6 +119,40 @@ def test_galore2_is_galore_with_another_sketch():
     assert default["basis"] == Randomized(8, 1)
 
 
+def test_tracked_fira_is_fira_in_a_subspace_that_follows():
+    own = inspect.signature(fira_jax.fira_tracked).parameters
+    given = {name: object() for name in own}
+    with mock.patch("fira_jax.methods.fira_tracked.fira", autospec=True) as fira:
+        made = fira_jax.fira_tracked(**given)
+        fira_jax.fira_tracked(0.1)
+    signature = inspect.signature(fira_jax.fira)
+    first, default = (signature.bind(*c.args, **c.kwargs).arguments for c in fira.mock_calls)
+    assert made is fira.return_value
+    assert first == given
+    released = {name: x.default for name, x in signature.parameters.items()}
+    changed = {name: x for name, x in default.items() if x != released[name]}
+    new = {"update_proj_gap": 10, "basis": PowerIteration(), "moments": "carry"}
+    assert changed == {"learning_rate": 0.1, **new}
+
+
+def test_a_tracked_subspace_takes_the_moments_along():
+    """Where the gradient's subspace turns, carried moments are those of the whole gradient's."""
+    rng = np.random.default_rng(3)
+    left, right = rng.standard_normal((8, 2)), rng.standard_normal((2, 12))
+    turned = left @ rng.standard_normal((2, 2)), rng.standard_normal((2, 12))
+    grads = jnp.asarray([left @ right] * 3 + [turned[0] @ turned[1]] * 3, jnp.float32)
+    low_rank = {"update_proj_gap": 1, **EVERY_MATRIX}
+    tx = fira_jax.fira_tracked(1.0, 2, basis=PowerIteration(start=Svd()), **low_rank)
+    state = tx.init({"w": grads[0]})
+    mean = np.zeros((8, 12))
+    for grad in grads:
+        _, state = jax.jit(tx.update)({"w": grad}, state, {"w": grads[0]})
+        mean = 0.9 * mean + 0.1 * np.asarray(grad)
+        np.testing.assert_allclose(
+            state[0].bases["w"] @ state[1].mu["w"], mean, atol=1e-4 * np.abs(mean).max()
+        )
+
+
 # --- what feedback is for ----------------------------------------------------------------------
 
 
@@ -296,12 +330,14 @@ STATE = {  # elements for a matrix of sides a <= b at rank r
     "adarankgrad": lambda a, b, r: a * r + 2 * b * r + 3,
     "ldadam": lambda a, b, r: a * r + 2 * b * r + a * b,
     "subtrack": lambda a, b, r: a * r + 2 * b * r + 1,
+    "fira_tracked": lambda a, b, r: a * r + 2 * b * r + 1,
 }
 
 BASES = {  # that compile fast
     "adarankgrad": Adaptive(of=Svd()),
     "ldadam": PowerIteration(start=Svd()),
     "subtrack": Grassmann(start=Svd()),
+    "fira_tracked": PowerIteration(start=Svd()),
 }
 
 

@@ -1,0 +1,119 @@
+"""Draws the tables of experiments.reproduce: loss against tokens, and against bytes of state.
+
+python docs/figures/reproduce.py     # docs/results/reproduce.json -> docs/images/reproduce_*.png
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).parents[1]
+RESULTS = DOCS / "results" / "reproduce.json"
+CURVES, FRONT = DOCS / "images" / "reproduce_curves.png", DOCS / "images" / "reproduce_front.png"
+TABLES = ("pretraining", "better")
+# Those that the curves show, in colours that people with any kind of colour vision can tell apart
+# (Okabe and Ito).
+SHOWN = {
+    "adamw": ("AdamW", "#000000"),
+    "galore": ("GaLore", "#0072B2"),
+    "fira": ("Fira", "#E69F00"),
+    "fira_tracked_gap10": ("Fira, tracked", "#D55E00"),
+    "fira_4bit_rank_x4_tracked_gap10": ("the same, 4-bit basis, rank × 4", "#009E73"),
+}
+
+
+def lines_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of the tables, each once."""
+    lines = [line for name in TABLES for line in results["tables"][name]]
+    return list({(line["method"], line["size"], line["rank"]): line for line in lines}.values())
+
+
+def places(lines: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Sizes and ranks with at least two methods."""
+    count: dict[tuple[str, int], int] = defaultdict(int)
+    for line in lines:
+        if line["rank"] is not None:
+            count[line["size"], line["rank"]] += 1
+    return sorted(place for place, methods in count.items() if methods > 1)
+
+
+def curve(rows: list[dict[str, Any]], line: dict[str, Any]) -> list[float]:
+    """Mean training losses over the seeds of a line."""
+    runs = [
+        row["train_losses"]
+        for row in rows
+        if (row["method"], row["size"], row["lr"]) == (line["method"], line["size"], line["lr"])
+        and line["rank"] in (None, row["rank"])
+        and row["seed"] < 100
+    ]
+    return [statistics.fmean(at) for at in zip(*runs, strict=False)]
+
+
+def draw(results: dict[str, Any]) -> None:
+    """Writes both pictures, a panel for each size and rank."""
+    rcParams["font.size"] = 9
+    lines = lines_of(results)
+    panels = places(lines)
+    for path, fill in ((CURVES, curves), (FRONT, front)):
+        figure = Figure(figsize=(max(4.6, 4 * len(panels)), 3.4), dpi=150)
+        for axes, (size, rank) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
+            here = [x for x in lines if x["size"] == size and x["rank"] in (None, rank)]
+            fill(axes, results, here, size)
+            axes.set_title(f"LLaMA {size}, rank {rank}")
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, facecolor="white")
+
+
+def curves(axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], size: str) -> None:
+    """Training loss against tokens."""
+    how = results["settings"]["sizes"][size]
+    for line in here:
+        if line["method"] not in SHOWN:
+            continue
+        label, colour = SHOWN[line["method"]]
+        losses = curve(results["rows"], line)[1:]
+        batch = how["batch_size"] * how["seq_len"]
+        tokens = [20 * (i + 2) * batch / 1e3 for i in range(len(losses))]
+        axes.plot(tokens, losses, color=colour, label=label)
+    axes.set_xlabel("thousand tokens")
+    axes.set_ylabel("training loss, nats a byte")
+    axes.legend(frameon=False, fontsize=7)
+
+
+def front(axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], size: str) -> None:
+    """Final validation loss against the bytes of state of the projected matrices."""
+    del results, size
+    for line in here:
+        label, colour = SHOWN.get(line["method"], (line["method"].replace("_", " "), "#999999"))
+        axes.errorbar(
+            line["matrix_state_bytes"] / 1e6,
+            line["eval_loss"],
+            yerr=line["spread"] or 0,
+            fmt="o",
+            color=colour,
+            elinewidth=0.8,
+        )
+        axes.annotate(
+            label,
+            (line["matrix_state_bytes"] / 1e6, line["eval_loss"]),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=6,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("state of attention and MLP, MB")
+    axes.set_ylabel("validation loss, nats a byte")
+
+
+if __name__ == "__main__":
+    draw(json.loads(RESULTS.read_text()))
