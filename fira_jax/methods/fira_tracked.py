@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-from fira_jax.basis import Basis, PowerIteration
+from fira_jax.arguments import BasisLike, Moments, Rank, RefreshLike, Side
+from fira_jax.basis import PowerIteration
 from fira_jax.methods.fira import fira
+from fira_jax.methods.shared import shared_arguments
 
 
+@shared_arguments
 def fira_tracked(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 128,
+    rank: Rank = 128,
     update_proj_gap: int = 10,
     scale: jax.typing.ArrayLike = 0.25,
     base_optimizer: optax.GradientTransformation | None = None,
@@ -25,10 +28,10 @@ def fira_tracked(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
     gamma: jax.typing.ArrayLike | None = 1.01,
-    basis: str | Basis = PowerIteration(),  # noqa: B008  # frozen
-    side: Literal["short", "long"] = "short",
-    refresh: Any = "fixed",
-    moments: Literal["keep", "carry"] = "carry",
+    basis: BasisLike = PowerIteration(),  # noqa: B008  # frozen
+    side: Side = "short",
+    refresh: RefreshLike = "fixed",
+    moments: Moments = "carry",
     seed: jax.typing.ArrayLike = 0,
     basis_dtype: jax.typing.DTypeLike | None = None,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -50,28 +53,10 @@ def fira_tracked(
     matrix with sides :math:`a \le b`.
 
     Args:
-      learning_rate: a scalar or a schedule.
-      rank: dimension of the subspace. Static.
       update_proj_gap: steps between two power iterations. Static.
-      scale: :math:`\alpha`. The subspace part moves at ``learning_rate * scale``.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate. It cannot be
-        turned into a new basis: ``moments="keep"`` goes with it.
-      weight_decay: decoupled, as in ``optax.adamw``.
-      mask: which parameters decay, as in ``optax.add_decayed_weights``.
-      weight_dimension_numbers: which parameters are projected and along which axes, see
-        :class:`fira_jax.LowRank`.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's :math:`\epsilon`.
-      gamma: the limiter's growth factor; None for no limiter.
-      basis: see :class:`fira_jax.LowRank`.
-      side: see :class:`fira_jax.LowRank`.
-      refresh: see :class:`fira_jax.LowRank`.
-      moments: see :class:`fira_jax.LowRank`.
+      base_optimizer: replaces Adam; any Optax transformation without a learning rate. What it keeps
+        cannot be turned into a new basis: ``moments="keep"`` goes with it.
       seed: see :class:`fira_jax.LowRank`; here of the first basis only.
-      basis_dtype: dtype of the stored basis.
-      mu_dtype: dtype of the first moments.
-      nu_dtype: dtype of the second moments.
 
     Raises:
       TypeError: ``rank`` or ``update_proj_gap`` is not a static int.
