@@ -43,14 +43,14 @@ def places(lines: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return sorted(place for place, methods in count.items() if methods > 1)
 
 
-def curve(rows: list[dict[str, Any]], line: dict[str, Any]) -> list[float]:
+def curve(rows: list[dict[str, Any]], line: dict[str, Any], search_seed: int) -> list[float]:
     """Mean training losses over the seeds of a line."""
     runs = [
         row["train_losses"]
         for row in rows
         if (row["method"], row["size"], row["lr"]) == (line["method"], line["size"], line["lr"])
         and line["rank"] in (None, row["rank"])
-        and row["seed"] < 100
+        and row["seed"] != search_seed
     ]
     return [statistics.fmean(at) for at in zip(*runs, strict=False)]
 
@@ -81,7 +81,7 @@ def curves(axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], size
         if line["method"] not in SHOWN:
             continue
         label, colour = SHOWN[line["method"]]
-        losses = curve(results["rows"], line)[1:]
+        losses = curve(results["rows"], line, results["settings"]["search_seed"])[1:]
         batch = how["batch_size"] * how["seq_len"]
         tokens = [20 * (i + 2) * batch / 1e3 for i in range(len(losses))]
         axes.plot(tokens, losses, color=colour, label=label)
