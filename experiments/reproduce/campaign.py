@@ -12,7 +12,6 @@ from experiments.reproduce.search import START, downhill
 from experiments.reproduce.settings import SEARCH_SEED, SIZES
 from experiments.reproduce.store import Store
 
-
 # Where the first search of a method begins, if not at START: saves runs, changes no result.
 FIRST_GUESS = {"adamw": 0.005, "galore": 0.02}
 
