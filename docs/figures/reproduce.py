@@ -83,7 +83,7 @@ def curves(axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], size
         label, colour = SHOWN[line["method"]]
         losses = curve(results["rows"], line, results["settings"]["search_seed"])[1:]
         batch = how["batch_size"] * how["seq_len"]
-        tokens = [20 * (i + 2) * batch / 1e3 for i in range(len(losses))]
+        tokens = [min(20 * (i + 2), how["steps"]) * batch / 1e3 for i in range(len(losses))]
         axes.plot(tokens, losses, color=colour, label=label)
     axes.set_xlabel("thousand tokens")
     axes.set_ylabel("training loss, nats a byte")
