@@ -85,6 +85,41 @@ def searched(rows: Sequence[Row], method: str) -> dict[float, float]:
     }
 
 
+def searches(rows: Sequence[Row]) -> list[Row]:
+    """The best run of every search that is complete: both neighbors were tried and are worse.
+
+    All of one seed, which no table uses: for methods whose other seeds are missing, this is all
+    there is. The best of several runs is a little too good, for every method alike.
+    """
+    lines = []
+    for place in sorted({(row["size"], row["rank"], row["method"]) for row in rows}):
+        size, rank, method = place
+        here = [row for row in rows if (row["size"], row["rank"], row["method"]) == place]
+        tried = {on_grid(lr): loss for lr, loss in searched(here, method).items()}
+        best = min(tried, key=lambda at: tried[at], default=None)
+        if best is None or not {best - 1, best + 1} <= tried.keys():
+            continue
+        run = next(
+            row
+            for row in here
+            if (row["seed"], row["steps"], on_grid(row["lr"]))
+            == (SEARCH_SEED, SIZES[size].steps, best)
+        )
+        lines.append(
+            {
+                "method": method,
+                "size": size,
+                "rank": None if method in WITHOUT_RANK else rank,
+                "tried": len(tried),
+                **{key: run[key] for key in ("lr", "eval_loss", "perplexity", "state_bytes")},
+                "matrix_state_bytes": run["matrix_state_bytes"],
+                "ms_per_step": run["ms_per_step"],
+                **_sensitivity(here, method, run["lr"]),
+            }
+        )
+    return sorted(lines, key=lambda line: (line["size"], line["eval_loss"]))
+
+
 def _finals(rows: Sequence[Row], method: str) -> list[Row]:
     """The table's rows: other seeds, at the best learning rate of the search if there was one."""
     tried = searched(rows, method)

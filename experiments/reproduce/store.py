@@ -8,7 +8,7 @@ from experiments.files import write_atomically
 from experiments.reproduce import ablations, better, claims, pretraining
 from experiments.reproduce.run import Run
 from experiments.reproduce.settings import settings
-from experiments.reproduce.statistics import summary
+from experiments.reproduce.statistics import searches, summary
 
 PUBLISHED = Path("docs/results/reproduce.json")
 TABLES = {
@@ -52,6 +52,7 @@ class Store:
         }
         parts = [
             f'"settings": {json.dumps(settings(), indent=1)}',
+            f'"searches": {json.dumps(searches(rows), indent=1)}',
             f'"tables": {json.dumps(tables, indent=1)}',
             '"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]",
         ]

@@ -40,7 +40,7 @@ def fira_tracked(
     r"""Fira with a subspace that moves often, a little at a time, and with moments that move along.
 
     Released Fira finds its subspace anew every 200 steps and leaves the moments as they are: they
-    then belong to directions that are no longer there. Refreshed more often so, it gains nothing.
+    then belong to directions that are no longer there. Refreshed more often so, it gains little.
     Here the basis takes one block power iteration every few steps, which costs two products, and
     the moments are turned into the new basis:
 

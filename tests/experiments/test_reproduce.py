@@ -13,7 +13,7 @@ from experiments.reproduce.methods import METHODS, WITHOUT_RANK
 from experiments.reproduce.run import Run, peak_to_schedule
 from experiments.reproduce.search import downhill, on_grid, rate
 from experiments.reproduce.settings import MIN_LR_RATIO, SEARCH_SEED, SIZES, settings
-from experiments.reproduce.statistics import holm, paired, summary
+from experiments.reproduce.statistics import holm, paired, searches, summary
 from experiments.reproduce.store import PUBLISHED, TABLES, Store
 
 
@@ -40,6 +40,7 @@ def test_published_rows_hold_what_a_reader_needs():
         assert row["method"] in METHODS
         if row["eval_loss"] is not None:
             assert math.isclose(row["perplexity"], math.exp(row["eval_loss"]), rel_tol=1e-6)
+    assert published["searches"] == searches(published["rows"])
     for name, table in TABLES.items():
         fresh = summary(published["rows"], table.methods, table.beside)
         assert fresh == published["tables"][name], name
@@ -116,6 +117,16 @@ def test_a_line_of_a_table():
     corrected = holm([smaller, larger])
     assert [adamw["p_beside_fira"], galore["p_beside_fira"]] == pytest.approx(corrected)
     assert adamw["p_beside_fira"] == pytest.approx(2 * smaller)
+
+
+def test_a_search_is_complete_between_two_that_are_worse():
+    rows = [
+        row(seed=SEARCH_SEED, lr=rate(k), loss=2 + abs(k) / 10, perplexity=7.0) for k in (-1, 0, 1)
+    ]
+    (line,) = searches(rows)
+    assert (line["lr"], line["tried"], line["rise_at_above"]) == (rate(0), 3, pytest.approx(0.1))
+    assert searches(rows[1:]) == []  # there may be a better one below
+    assert searches([r | {"seed": 0} for r in rows]) == []
 
 
 def test_a_campaign_goes_on_where_it_stopped(tmp_path, monkeypatch):
