@@ -20,7 +20,8 @@ from experiments.reproduce.store import PUBLISHED, TABLES, Store
 def row(method="fira", seed=0, loss=2.0, lr=0.01, steps=250, rank=8, **more):
     return {
         "method": method, "size": "200k", "rank": rank, "seed": seed, "lr": lr, "steps": steps,
-        "eval_loss": loss, "perplexity": math.exp(loss), "state_bytes": 10, "matrix_state_bytes": 5, "ms_per_step": 1.0, **more,
+        "eval_loss": loss, "perplexity": math.exp(loss), "state_bytes": 10,
+        "matrix_state_bytes": 5, "ms_per_step": 1.0, **more,
     }  # fmt: skip
 
 
