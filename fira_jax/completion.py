@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeVar
-
-Protocol = TypeVar("Protocol")
+from typing import Any
 
 
-def completed(value: Any, protocol: type[Protocol]) -> Protocol | None:
+def completed(value: Any, protocol: Any) -> Any:
     """The value as an instance of ``protocol``, an abstract class; None if it lacks a method.
 
     A user's own dataclass need not derive from the class: it gets a class that derives from both,
@@ -19,7 +17,7 @@ def completed(value: Any, protocol: type[Protocol]) -> Protocol | None:
     needed = getattr(protocol, "__abstractmethods__", ())
     if isinstance(value, type) or not all(hasattr(value, name) for name in needed):
         return None
-    new = object.__new__(_derived(type(value), protocol))
+    new: Any = object.__new__(_derived(type(value), protocol))  # type: ignore[arg-type]
     vars(new).update(vars(value))
     return new
 

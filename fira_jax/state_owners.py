@@ -154,7 +154,9 @@ def _claim(
         except (TypeError, ValueError):  # another tree
             continue
         for inside, owner, part in zip(tree.paths, tree.owners, parts, strict=True):
-            for below, x in jax.tree_util.tree_flatten_with_path(part)[0] if owner else ():
+            if owner is None:
+                continue
+            for below, x in jax.tree_util.tree_flatten_with_path(part)[0]:
                 # A chain's state is a tuple, too, and the whole tree may be one array: what cannot
                 # be told from a counter then is one.
                 ambiguous = type(node) is tuple or not inside

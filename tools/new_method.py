@@ -208,8 +208,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
     ).items():
         if options.dry_run:
             where = str(path.relative_to(root))
-            lines = (text.splitlines(keepends=True) for text in (old, new))
-            sys.stdout.writelines(difflib.unified_diff(*lines, where, where, n=1))
+            before, after = (text.splitlines(keepends=True) for text in (old, new))
+            sys.stdout.writelines(difflib.unified_diff(before, after, where, where, n=1))
         else:
             path.write_text(new)
             print(path.relative_to(root))

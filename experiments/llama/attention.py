@@ -134,7 +134,7 @@ def causal_attention(
         if segments_BxL is not None:
             own_BxL = jnp.pad(segments_BxL, ((0, 0), (0, missing)), mode="edge")
             own_NxBxS = jnp.moveaxis(own_BxL.reshape(B, blocks, size), 1, 0)
-        one = jax.checkpoint(lambda block: attend(*block[:2], L, block[2]))
+        one = jax.checkpoint(lambda block: attend(block[0], block[1], L, block[2]))
         mixed_NxBxKxGxSxC = jax.lax.map(one, (q_NxBxKxGxSxC, own_NxBxS, size * jnp.arange(blocks)))
         padded = jnp.moveaxis(mixed_NxBxKxGxSxC, 0, 3).reshape(padded.shape)
         mixed_BxKxGxLxC = padded[..., :L, :]

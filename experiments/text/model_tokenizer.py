@@ -132,7 +132,8 @@ class ModelTokenizer:
     def _id(self, which: str) -> int | None:
         token = self._named(which)
         if token is not None:
-            find = self._fast.token_to_id if self._fast else self._slow.piece_to_id
+            kind: Any = self._fast or self._slow
+            find = kind.token_to_id if self._fast else kind.piece_to_id
             found = find(token)
             if found is not None:
                 return int(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +120,7 @@ def polar(x: jax.Array) -> jax.Array:
         count, _, _, error = carry
         return (count < 40) & (error > 0.01)
 
-    def improve(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def improve(carry: Any) -> Any:
         count, root, inverse, _ = carry
         error = eye - inverse @ root
         factor = eye + 0.5 * error

@@ -20,36 +20,52 @@ class Basis(abc.ABC):
     against unusable gradients are done around them. What is stored is an array, or a pytree of
     several, or nothing.
 
-    Attributes:
-      orthonormal: whether :meth:`vectors` has orthonormal columns.
-      turns: whether moments can be carried from one basis to the next by
-        :math:`P_{new}^\top P_{old}` without growing; like ``orthonormal`` unless said otherwise.
-      any_rank: whether there can be more vectors than the matrix has columns.
-      scale_free: whether a gradient's size makes no difference to the subspace, so that
-        :meth:`find` may be given it at any.
-      whole: whether :meth:`find` needs all of a matrix on one device; each device of a mesh is then
-        dealt matrices of its own.
-      moves: whether :meth:`find` starts from the basis as it is, so that it must find there what it
-        left.
-      observes: whether :meth:`observe` does anything.
-
     Example:
       >>> import fira_jax
       >>> isinstance(fira_jax.basis.Svd(), fira_jax.basis.Basis)
       True
     """
 
-    orthonormal: bool = False
-    any_rank: bool = False
-    scale_free: bool = True
-    whole: bool = False
-    moves: bool = False
-    observes: bool = False
+    @property
+    def orthonormal(self) -> bool:
+        """Whether :meth:`vectors` has orthonormal columns; False by default, as all that follow."""
+        return False
 
     @property
     def turns(self) -> bool:
-        """Whether moments can be carried; of orthonormal vectors they can."""
+        r"""Whether moments can be carried by :math:`P_{new}^\top P_{old}` without growing.
+
+        By default that is so of orthonormal vectors.
+        """
         return self.orthonormal
+
+    @property
+    def any_rank(self) -> bool:
+        """Whether there can be more vectors than the matrix has columns."""
+        return False
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether :meth:`find` may be given a gradient of any size; True by default."""
+        return True
+
+    @property
+    def whole(self) -> bool:
+        """Whether :meth:`find` needs all of a matrix on one device.
+
+        Each device of a mesh is then dealt matrices of its own.
+        """
+        return False
+
+    @property
+    def moves(self) -> bool:
+        """Whether :meth:`find` starts from the basis as it is, and must find there what it left."""
+        return False
+
+    @property
+    def observes(self) -> bool:
+        """Whether :meth:`observe` does anything."""
+        return False
 
     @abc.abstractmethod
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> Any:

@@ -48,7 +48,9 @@ class Randomized(Svd):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
-    whole = False
+    @property
+    def whole(self) -> bool:  # noqa: D102
+        return False
 
     def find(  # noqa: D102
         self, grad: jax.Array, stored: jax.Array, rank: int, key: jax.Array

@@ -24,7 +24,10 @@ class Svd(Basis):
     """
 
     orthonormal = True
-    whole = True
+
+    @property
+    def whole(self) -> bool:  # noqa: D102
+        return True
 
     def init(self, a: int, rank: int, dtype: jax.typing.DTypeLike) -> jax.Array:  # noqa: D102
         return coordinate_vectors(a, rank, dtype)

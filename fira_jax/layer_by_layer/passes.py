@@ -75,7 +75,8 @@ class Run:
 
         def measure(carry: Any, scanned: Any) -> tuple[Any, None]:
             dx, energy = carry
-            layer_grads, dx = self._layer_vjp(*scanned, dx)
+            stored, x = scanned
+            layer_grads, dx = self._layer_vjp(stored, x, dx)
             return (dx, energy + squared_norm(layer_grads)), None
 
         start = self.dx, self._energy_above()

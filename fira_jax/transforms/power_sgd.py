@@ -119,7 +119,9 @@ def power_sgd_mean(
         factors = jax.tree.leaves(state.factors, is_leaf=masked)
         errors = jax.tree.leaves(state.errors, is_leaf=masked)
         rows = [one(*row) for row in zip(leaves, factors, errors, strict=True)]
-        new, factors, errors = (treedef.unflatten([row[i] for row in rows]) for i in range(3))
+        new, factors, errors = (
+            jax.tree.unflatten(treedef, [row[i] for row in rows]) for i in range(3)
+        )
         return new, PowerSgdMeanState(factors, errors)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -49,8 +49,10 @@ class LowRankProjectState(NamedTuple):
     bases: Any
     memory: Any = ()
 
-    # Read by `state_owners`, which knows a basis by the type of the state that keeps it.
-    holds_bases = ("bases",)
+    @property
+    def holds_bases(self) -> tuple[str, ...]:
+        """The fields in which bases stand: `state_owners` knows them by the type of the state."""
+        return ("bases",)
 
 
 @on_any_mesh

@@ -18,7 +18,7 @@ class ProximalL1State(NamedTuple):
       count: updates done, int32.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # as Optax names it
 
 
 def proximal_l1(

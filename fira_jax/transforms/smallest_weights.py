@@ -34,7 +34,7 @@ class OnSmallestWeightsState(NamedTuple):
       inner: state of the optimizer, which sees k entries of each parameter.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # as Optax names it
     chosen: tuple[Chosen, ...]
     inner: Any
 
