@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    rows = []
+    rows: list[Any] = []
     if args.output.exists():
         before = json.loads(args.output.read_text())
         rows = before["rows"] if before["settings"] == settings() else []

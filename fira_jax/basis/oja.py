@@ -64,7 +64,11 @@ class Oja(Svd):
     step: float = 16.0
     rounds: int = 2
     first: int = 6
-    whole = False
+
+    @property
+    def whole(self) -> bool:  # noqa: D102
+        return False
+
     moves = True
 
     def __post_init__(self) -> None:
