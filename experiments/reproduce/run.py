@@ -64,7 +64,7 @@ def peak_to_schedule(peak: jax.typing.ArrayLike, steps: jax.typing.ArrayLike) ->
         [0.0, 0.25, 0.5, 0.05]
     """
 
-    def schedule(count: Any) -> jax.Array:
+    def schedule(count: Any) -> Any:
         warmup = WARMUP_SHARE * steps
         done = jnp.clip((count - warmup) / (steps - warmup), 0, 1)
         cosine = MIN_LR_RATIO + (1 - MIN_LR_RATIO) * 0.5 * (1 + jnp.cos(jnp.pi * done))
@@ -86,7 +86,7 @@ def _programs(method: str, size: str, rank: int) -> tuple[Any, Any, Any]:
 
     @jax.jit
     def init(seed: Any) -> TrainState:
-        _, init_state = make_init(model, optimizer(1.0, 100, seed)[0], jax.random.key(seed))
+        _, init_state = make_init(model, optimizer(1.0, 100, seed)[0], jax.random.key(seed))  # type: ignore[arg-type]
         return init_state()
 
     @functools.partial(jax.jit, donate_argnums=0)
