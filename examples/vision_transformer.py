@@ -12,13 +12,13 @@ from examples import shared
 
 
 class VisionTransformer(nn.Module):
-    """Says in which quadrant of an image it is bright."""
+    """Says which color of an image is brighter."""
 
     width: int = 64
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """``[BATCH, size, size, 3]`` to logits ``[BATCH, 4]``."""
+        """``[BATCH, size, size, 3]`` to logits ``[BATCH, 3]``."""
         x = nn.Conv(self.width, (4, 4), strides=(4, 4), name="patch_embedding")(images)
         x = x.reshape(x.shape[0], -1, self.width)
         x = x + self.param("pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
@@ -26,7 +26,7 @@ class VisionTransformer(nn.Module):
             x = x + nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x))
             y = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
             x = x + nn.Dense(self.width)(y)
-        return nn.Dense(4, name="head")(jnp.mean(nn.LayerNorm()(x), axis=1))
+        return nn.Dense(3, name="head")(jnp.mean(nn.LayerNorm()(x), axis=1))
 
 
 def main() -> tuple[list[float], fira_jax.Description]:

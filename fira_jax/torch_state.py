@@ -23,7 +23,11 @@ Entry = Mapping[str, Any]
 
 
 def from_torch(
-    tx: optax.GradientTransformation, params: Params, states: Mapping[str, Entry | Sequence[Entry]]
+    tx: optax.GradientTransformation,
+    params: Params,
+    states: Mapping[str, Entry | Sequence[Entry]],
+    *,
+    limiter_scale: float = 1.0,
 ) -> optax.OptState:
     """The state of ``tx`` that a released PyTorch optimizer has arrived at.
 
@@ -44,6 +48,9 @@ def from_torch(
         PyTorch, ``(out, in)``, whatever the parameter's layout is; moments of the others as the
         parameter is. For a stack of matrices, a sequence of such mappings in the order of the
         stack.
+
+      limiter_scale: what the norms that the limiter remembers are multiplied by. APOLLO without
+        ``scale_front`` limits before it scales, so there it is the root of ``scale``.
 
     Returns:
       The state; counters, also those of schedules, are at ``step``.
@@ -82,7 +89,8 @@ def from_torch(
         if isinstance(node, AdamInSubspaceState):
             return node._replace(mu=of(node.mu, "exp_avg"), nu=of(node.nu, "exp_avg_sq"))
         if isinstance(node, NormGrowthLimitState):
-            return node._replace(previous=of(node.previous, "scaling_grad", "scaled_grad"))
+            norms = of(node.previous, "scaling_grad", "scaled_grad")
+            return node._replace(previous=jax.tree.map(lambda x: limiter_scale * x, norms))
         return node
 
     known = (LowRankProjectState, AdamInSubspaceState, NormGrowthLimitState)

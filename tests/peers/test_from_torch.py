@@ -47,10 +47,10 @@ def begun(optimizer, params, grads):
     return weights, states, {name: p.detach().numpy().T for name, p in params.items()}
 
 
-def go_on(tx, weights, states, grads):
+def go_on(tx, weights, states, grads, **options):
     """By ours, for the rest of the steps."""
     params = jax.tree.map(jnp.asarray, weights)
-    state, update = fira_jax.from_torch(tx, params, states), jax.jit(tx.update)
+    state, update = fira_jax.from_torch(tx, params, states, **options), jax.jit(tx.update)
     for step in range(BEFORE, BEFORE + AFTER):
         updates, state = update({k: g[step].T for k, g in grads.items()}, state, params)
         params = optax.apply_updates(params, updates)
@@ -95,7 +95,8 @@ def test_apollo_goes_on_in_the_sketch_it_is_given():
     }
     optimizer = APOLLOAdamW([group, {"params": [params["bias"]]}], lr=RATE)
     weights, states, expected = begun(optimizer, params, grads)
-    stored = go_on(fira_jax.apollo(RATE, RANK, 200, 4.0, basis="svd"), weights, states, grads)
+    tx = fira_jax.apollo(RATE, RANK, 200, 4.0, basis="svd")
+    stored = go_on(tx, weights, states, grads, limiter_scale=2.0)
     gaps = {name: relative_gap([stored[name]], [expected[name]], weights[name]) for name in SHAPES}
     assert max(gaps.values()) < 1e-4, gaps
     # The sketch that is not stored is another one, as after a refresh.
