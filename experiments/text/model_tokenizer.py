@@ -132,9 +132,11 @@ class ModelTokenizer:
     def _id(self, which: str) -> int | None:
         token = self._named(which)
         if token is not None:
-            kind: Any = self._fast or self._slow
-            find = kind.token_to_id if self._fast else kind.piece_to_id
-            found = find(token)
+            found = None
+            if self._fast is not None:
+                found = self._fast.token_to_id(token)
+            elif self._slow is not None:
+                found = self._slow.piece_to_id(token)
             if found is not None:
                 return int(found)
         value = self._model_config.get(f"{which}_token_id")

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 import fira_jax
+from experiments.llama.answers import answers
 from experiments.llama.attention import rope_table
 from experiments.llama.model import Layer, Llama, LlamaConfig, RMSNorm
 from experiments.training.step import TrainState
@@ -60,6 +61,24 @@ def llama_parts(config: LlamaConfig, chunk_size: int = 4096) -> Parts:
     return Parts(embed, block, head_loss)
 
 
+def answer_parts(config: LlamaConfig, chunk_size: int = 4096) -> Parts:
+    """:func:`llama_parts` for batches as ``experiments.llama.model.answer_loss`` takes them."""
+    parts = llama_parts(config, chunk_size)
+    norm_def = nnx.graphdef(nnx.eval_shape(lambda: RMSNorm(config)))
+
+    def embed(outer: Params, batch: dict[str, jax.Array]) -> jax.Array:
+        return parts.embed(outer, batch["tokens"])
+
+    def head_loss(outer: Params, x_BxLxD: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+        x_BxAxD, targets_BxA = answers(x_BxLxD, batch)
+        x_BxAxD = nnx.merge(norm_def, outer["final_norm"])(x_BxAxD)
+        head = outer["embedding"].T if config.tie_embeddings else outer["head"]
+        nats = fira_jax.chunked_cross_entropy(x_BxAxD, head, targets_BxA, chunk_size)
+        return jnp.mean(nats * batch["weights"])
+
+    return Parts(embed, parts.block, head_loss)
+
+
 def make_layerwise(
     model_config: LlamaConfig,
     optimizer: optax.GradientTransformation,
@@ -73,12 +92,8 @@ def make_layerwise(
 
     ``store`` says in which form the weights are kept, such as :func:`in_8_bits`.
     """
-    init, step = fira_jax.layerwise(
-        optimizer,
-        **llama_parts(model_config)._asdict(),
-        micro_batches=accumulate,
-        clip_norm=clip_norm or None,
-        seed=seed,
+    init, train_step = make_layerwise_update(
+        llama_parts(model_config), optimizer, schedule, seed, accumulate, clip_norm
     )
 
     def init_state() -> TrainState:
@@ -86,8 +101,28 @@ def make_layerwise(
         weights = store(params)
         return TrainState(jnp.int32(0), weights, init(weights))
 
-    def train_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        params, opt_state, metrics = step(state.params, state.opt_state, tokens)
+    return init_state, train_step
+
+
+def make_layerwise_update(
+    parts: Parts,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    seed: int,
+    accumulate: int = 1,
+    clip_norm: float = 0.0,
+) -> tuple[Callable[[Params], Any], Any]:
+    """The optimizer's first state from weights, and one update, jitted, its state donated."""
+    init, step = fira_jax.layerwise(
+        optimizer,
+        **parts._asdict(),
+        micro_batches=accumulate,
+        clip_norm=clip_norm or None,
+        seed=seed,
+    )
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        params, opt_state, metrics = step(state.params, state.opt_state, batch)
         values = {
             "train_loss": metrics["loss"],
             "lr": jnp.asarray(schedule(state.step)),
@@ -95,7 +130,7 @@ def make_layerwise(
         }
         return TrainState(state.step + 1, params, opt_state), values
 
-    return init_state, jax.jit(train_step, donate_argnums=0)
+    return init, jax.jit(train_step, donate_argnums=0)
 
 
 def in_8_bits(params: Params) -> Params:

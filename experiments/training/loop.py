@@ -73,6 +73,8 @@ class Task:
         example: A batch like all others, for which the update is compiled ahead; None if batches
             differ in size.
         shardings: How the state is spread over a mesh.
+        begin: From how the state lies in memory, the first state in arrays: for weights that are
+            read, not drawn. By default ``init_state``, jitted.
         make_between: From how the state lies in memory, a function that makes the state behind a
             step ready for the next update.
     """
@@ -85,6 +87,7 @@ class Task:
     evaluate: Callable[[TrainState], dict[str, jax.Array]]
     example: Any = None
     shardings: Any = None
+    begin: Callable[[Any], TrainState] | None = None
     make_between: Callable[[Any], Between] = _nothing_between
 
 
@@ -210,7 +213,8 @@ def _begin(
     """
     found = checkpoints.restore(task.abstract_state)
     if found is None:
-        return jax.jit(task.init_state, out_shardings=formats)(), Progress(), []
+        begin = task.begin or (lambda formats: jax.jit(task.init_state, out_shardings=formats)())
+        return begin(formats), Progress(), []
     step, state, note = found
     if formats is not None:
         state = jax.device_put(state, formats, donate=True)

@@ -15,6 +15,9 @@ from experiments.llama.model import Llama, LlamaConfig, loss
 from experiments.mesh import param_shardings, split_rows
 from experiments.training.watch import watched
 
+Loss = Callable[[Llama, Any], jax.Array]
+"""The mean loss of a model over a batch."""
+
 
 class TrainState(NamedTuple):
     """Everything an update reads and writes."""
@@ -69,8 +72,11 @@ def make_train_step(
     accumulate: int,
     state_shardings: Any = None,
     adaptive: int | None = None,
+    loss: Loss = loss,
 ) -> Any:
-    """One update on ``tokens [batch, seq_len + 1]``, jitted, its state donated.
+    """One update on a batch, ``tokens [batch, seq_len + 1]`` unless ``loss`` takes another.
+
+    The update is jitted, its state donated.
 
     On a mesh, ``state_shardings`` says how the new state is spread.
 
@@ -81,43 +87,44 @@ def make_train_step(
     ``accumulate`` micro-batches, and the optimizer is told how far their gradients spread.
     """
 
-    def loss_and_grads(params: Any, frozen: Any, tokens_BxL: jax.Array) -> tuple[jax.Array, Any]:
-        return jax.value_and_grad(lambda p: loss(merge(graphdef, p, frozen), tokens_BxL))(params)
+    def loss_and_grads(params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Any]:
+        return jax.value_and_grad(lambda p: loss(merge(graphdef, p, frozen), batch))(params)
 
     def mean_over_micro_batches(
-        params: Any, frozen: Any, tokens_BxL: jax.Array
+        params: Any, frozen: Any, batch: Any
     ) -> tuple[jax.Array, Any, jax.Array | None]:
-        count = accumulate * (len(tokens_BxL) // adaptive if adaptive else 1)
-        micro_AxBxL = tokens_BxL.reshape(count, -1, tokens_BxL.shape[-1])
-        micro_AxBxL = split_rows(micro_AxBxL, axis=1)
+        count = accumulate * (_rows(batch) // adaptive if adaptive else 1)
+        micro_batches = jax.tree.map(
+            lambda x: split_rows(x.reshape(count, -1, *x.shape[1:]), axis=1), batch
+        )
 
-        def add(total: Any, tokens_BxL: jax.Array) -> tuple[Any, jax.Array | None]:
+        def add(total: Any, micro_batch: Any) -> tuple[Any, jax.Array | None]:
             # Summed in float32: in bfloat16 the eighth micro-batch would lose its last three bits.
-            parts = loss_and_grads(params, frozen, tokens_BxL)
+            parts = loss_and_grads(params, frozen, micro_batch)
             total = jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, parts)
             return total, fira_jax.transforms.squared_norm(parts[1]) if adaptive else None
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (jnp.float32(0), params))
-        (total_loss, total), squared_norms = jax.lax.scan(add, zeros, micro_AxBxL)
+        (total_loss, total), squared_norms = jax.lax.scan(add, zeros, micro_batches)
         grads = jax.tree.map(lambda t, p: (t / count).astype(p.dtype), total, params)
         return total_loss / count, grads, squared_norms
 
-    def train_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         told, values = {}, {}
         if accumulate == 1:
-            train_loss, grads = loss_and_grads(state.params, state.frozen, tokens)
+            train_loss, grads = loss_and_grads(state.params, state.frozen, batch)
         else:
             train_loss, grads, squared_norms = mean_over_micro_batches(
-                state.params, state.frozen, tokens
+                state.params, state.frozen, batch
             )
             if squared_norms is not None:
-                each = len(tokens) // len(squared_norms)
+                each = _rows(batch) // len(squared_norms)
                 told = {
                     "gradient_variance": fira_jax.transforms.gradient_variance(
                         squared_norms, grads, each
                     )
                 }
-                values = {"batch_size": jnp.int32(len(tokens))}
+                values = {"batch_size": jnp.int32(_rows(batch))}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **told)
         values |= {
             "train_loss": train_loss,
@@ -132,6 +139,10 @@ def make_train_step(
         return jax.jit(train_step, donate_argnums=0)
     everywhere = NamedSharding(state_shardings.step.mesh, PartitionSpec())
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere))
+
+
+def _rows(batch: Any) -> int:
+    return len(jax.tree.leaves(batch)[0])
 
 
 def lower_update(train_step: Any, state: TrainState, tokens: Any) -> Any:
@@ -168,13 +179,11 @@ def make_state_shardings(
     )
 
 
-def make_evaluate(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
+def make_evaluate(graphdef: nnx.GraphDef, loss: Loss = loss) -> Callable[..., jax.Array]:
     """A function ``(params, batches, frozen=()) -> mean loss`` over equally large batches."""
-    batch_loss = jax.jit(
-        lambda params, frozen, tokens: loss(merge(graphdef, params, frozen), tokens)
-    )
+    batch_loss = jax.jit(lambda params, frozen, batch: loss(merge(graphdef, params, frozen), batch))
 
-    def evaluate(params: Any, batches: Iterable[jax.Array], frozen: Any = ()) -> jax.Array:
-        return jnp.mean(jnp.stack([batch_loss(params, frozen, tokens) for tokens in batches]))
+    def evaluate(params: Any, batches: Iterable[Any], frozen: Any = ()) -> jax.Array:
+        return jnp.mean(jnp.stack([batch_loss(params, frozen, batch) for batch in batches]))
 
     return evaluate

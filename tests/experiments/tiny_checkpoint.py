@@ -19,7 +19,7 @@ CONFIG = LlamaConfig(
     num_kv_heads=2,
     max_sequence_length=64,
     tie_embeddings=True,
-    init_std=0.1,
+    init_std=0.4,
 )
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"

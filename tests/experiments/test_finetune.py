@@ -1,0 +1,144 @@
+"""Fine-tuning from end to end on a tiny checkpoint, and what it says to bad input."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.finetune import main
+from experiments.llama import huggingface
+from experiments.training import finetune_config, finetuning
+from experiments.training.metrics import read_metrics
+from tests.experiments.tiny_checkpoint import write_checkpoint, write_labels
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    checkpoint = write_checkpoint(folder / "checkpoint")
+    labels = write_labels(folder / "labels.jsonl")
+    return [f"--model={checkpoint}", f"--task={labels}", "--batch-size=8", "--eval-every=10"]
+
+
+def run(inputs, *flags):
+    return finetuning.run(finetune_config.parse([*inputs, *flags]))
+
+
+WAYS = {
+    "LoRA": ("--lr=2e-2", "--alpha=32"),
+    "layerwise": ("--adapter=none", "--optimizer=fira", "--lr=1e-2", "--layerwise"),
+}
+
+
+@pytest.mark.parametrize("flags", WAYS.values(), ids=WAYS)
+def test_learns_and_continues_exactly(inputs, tmp_path, flags):
+    flags = (*flags, "--steps=60", "--checkpoint-every=20", "--eval-every=30")
+    whole = run(inputs, *flags, f"--output-dir={tmp_path / 'whole'}")
+    assert whole["accuracy"] == 1
+    parts = (*flags, f"--output-dir={tmp_path / 'parts'}")
+    assert run(inputs, *parts, "--stop-after=31") == {}
+    in_parts = run(inputs, *parts)
+    a, b = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert [r["train_loss"] for r in a] == [r["train_loss"] for r in b]
+    assert a[-1]["train_loss"] < 0.6 * a[0]["train_loss"]
+    assert whole["eval_loss"] == in_parts["eval_loss"]
+    models = [huggingface.load(tmp_path / name / "model") for name in ("whole", "parts")]
+    for x, y in zip(*map(jax.tree.leaves, models), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert run(inputs, *parts) == json.loads((tmp_path / "parts" / "summary.json").read_text())
+
+
+def test_packed_rows_and_generation(inputs, tmp_path):
+    finished = run(
+        inputs, "--pack", "--seq-len=48", "--steps=60", "--lr=2e-2", "--alpha=32", "--batch-size=4",
+        "--generate", f"--output-dir={tmp_path}",
+    )  # fmt: skip
+    assert finished["accuracy"] == 1
+    assert finished["accuracy_generated"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["dora", "lora_ga", "lora_sb", "lora_pro"])
+def test_every_adapter_starts_where_the_model_was_and_learns(inputs, tmp_path, adapter):
+    rate = {"lora_sb": "1e-1"}.get(adapter, "1e-2")
+    flags = (f"--adapter={adapter}", f"--lr={rate}", "--steps=12", "--rank=4")
+    run(inputs, *flags, f"--output-dir={tmp_path / adapter}")
+    run(inputs, "--lr=0", "--steps=1", f"--output-dir={tmp_path / 'plain'}")
+    first, *_, last = read_metrics(tmp_path / adapter / "metrics.jsonl")
+    untouched = read_metrics(tmp_path / "plain" / "metrics.jsonl")[0]
+    np.testing.assert_allclose(first["train_loss"], untouched["train_loss"], rtol=2e-3)
+    assert last["train_loss"] < 0.9 * first["train_loss"]
+
+
+@pytest.mark.slow
+def test_accumulation_is_the_same_run(inputs, tmp_path):
+    losses = []
+    for count in (1, 4):
+        folder = tmp_path / str(count)
+        run(inputs, "--steps=4", f"--accumulate={count}", f"--output-dir={folder}")
+        losses.append([r["train_loss"] for r in read_metrics(folder / "metrics.jsonl")])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_memory_is_told_and_nothing_runs(inputs, tmp_path, capsys):
+    assert run(inputs, "--memory", f"--output-dir={tmp_path / 'run'}") == {}
+    assert "peak" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+GOOD = '{"prompt": "a", "completion": " b"}\n'
+BAD_LINES = {
+    "empty": ("", "is empty"),
+    "no json": (GOOD + "{prompt: 1}\n", "examples.jsonl:2: not JSON"),
+    "a list": (GOOD + "[1]\n", "examples.jsonl:2: expected an object like"),
+    "other fields": (GOOD + '{"question": "a"}\n', r"examples.jsonl:2: has the fields"),
+    "a number": (GOOD + '{"prompt": 1, "completion": "b"}\n', "prompt is of type int"),
+    "no answer": (GOOD + '{"prompt": "a", "completion": " "}\n', "completion is empty"),
+    "no assistant": (GOOD + '{"messages": [{"role": "user", "content": "a"}]}\n', "answer by"),
+    "long answer": (
+        json.dumps({"prompt": "a", "completion": " word" * 90}) + "\n" + GOOD * 2,
+        "does not fit",
+    ),
+    "alone": (GOOD, "one example alone"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_LINES.values(), ids=BAD_LINES)
+def test_bad_examples_are_named(inputs, tmp_path, text, message):
+    (tmp_path / "examples.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        run(["--seq-len=32", "--batch-size=1", inputs[0], f"--task={tmp_path / 'examples.jsonl'}"])
+    assert "\n" not in str(error.value)
+
+
+BAD_FLAGS = {
+    "model": (["--model=nowhere"], "no model 'nowhere'"),
+    "task": (["--task=nothing"], "no task 'nothing'"),
+    "adapter": (["--adapter=other"], "unknown adapter"),
+    "both": (["--optimizer=fira"], "trained by AdamW"),
+    "layerwise": (["--layerwise"], "layerwise"),
+    "batch": (["--accumulate=3"], "does not split"),
+    "rows": (["--batch-size=512"], "more than the"),
+    "context": (["--seq-len=100"], "above the model's context of 64"),
+    "optimizer": (["--adapter=none", "--optimizer=other"], "unknown optimizer"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS.values(), ids=BAD_FLAGS)
+def test_bad_flags_end_in_one_line(inputs, tmp_path, monkeypatch, flags, message):
+    arguments = [*inputs, f"--output-dir={tmp_path / 'run'}", *flags]
+    monkeypatch.setattr("sys.argv", ["finetune", *arguments])
+    with pytest.raises(SystemExit, match=message):
+        main()
+
+
+def test_a_folder_without_tokenizer_or_of_another_kind_is_refused(inputs, tmp_path):
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no tokenizer"):
+        run(inputs, f"--model={folder}")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="model_type is 'gpt2'"):
+        run(inputs, f"--model={folder}")
