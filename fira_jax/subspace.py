@@ -94,3 +94,14 @@ class Subspace:
         if "raw" in changes and "raw_energy" not in changes:
             changes["raw_energy"] = column_energy(changes["raw"])
         return dataclasses.replace(self, **changes)
+
+    def _not_an_array(self, *_: Any, **__: Any) -> Any:
+        """Whoever takes a node for an array is told what is missing in front of him."""
+        raise TypeError(
+            f"the update of parameter '{self.path}' with shape {self.view.shape} is still in its "
+            "subspace, expected an array: put fira_jax.project_back() in front of what takes "
+            "arrays, and Optax's own transformations into fira_jax.in_subspace(low_rank, ...)"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _not_an_array
+    __jax_array__ = __neg__ = __getitem__ = astype = _not_an_array

@@ -82,7 +82,8 @@ def require_same_shape(
     if needed != found:
         raise ValueError(
             f"{name} needs an optimizer state of shape {needed}, but it was initialized with shape "
-            f"{found}: init and update need the same tree of parameters"
+            f"{found}: init and update need the same tree of parameters, and the same rank, side "
+            "and kind of basis"
         )
 
 

@@ -122,6 +122,11 @@ def scale_by_adam_in_subspace(
             node = leaf if isinstance(leaf, Subspace) else None
             grad = leaf if node is None else node.raw
             shape = leaf.shape if node is None else node.view.shape
+            if node is None and mu.ndim == grad.ndim and mu.shape != grad.shape:
+                raise ValueError(
+                    f"an update of shape {shape} meets moments of shape {mu.shape}, which are those"
+                    " of its coordinates: put fira_jax.low_rank_project(low_rank) in front"
+                )
             require_same_shape(f"an update of shape {shape}", grad.shape, mu.shape)
             wide = jnp.promote_types(grad.dtype, jnp.float32)
             grad, m, v = (x.astype(wide) for x in (grad, mu, nu))

@@ -83,7 +83,7 @@ def choose_ranks(
     the sum of errors at ``uniform_rank``.
 
     Args:
-      gradients: matrices, or stacks of matrices [*batch, m, n], by path; a few steps' means are
+      gradients: matrices, or stacks of them ``[*batch, m, n]``, by path; a few steps' means are
         better than one step's.
       ranks: to choose from.
       uniform_rank: what to compare with; counted among ``ranks``.

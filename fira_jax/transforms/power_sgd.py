@@ -16,7 +16,7 @@ class PowerSgdMeanState(NamedTuple):
     """State of :func:`power_sgd_mean`; for parameters sent whole ``optax.MaskedNode``.
 
     Attributes:
-      factors: the last right factors [*batch, n, r], the same on every device.
+      factors: the last right factors ``[*batch, n, r]``, the same on every device.
       errors: what each device's own gradients lost so far, of the parameters' shapes.
     """
 

@@ -201,3 +201,30 @@ def test_no_warning_where_something_is_projected_or_nothing_is_there():
         warnings.simplefilter("error")
         fira_jax.fira(0.1, 2).init({**MATRIX, "b": jnp.ones(3)})
         fira_jax.fira(0.1, 2).init({})
+
+
+def test_a_chain_without_its_end_or_its_beginning_names_the_missing_piece():
+    params = {"layer": {"w": jnp.ones((8, 16))}}
+    low_rank = LowRank(rank=2)
+    endless = optax.chain(
+        fira_jax.low_rank_project(low_rank),
+        fira_jax.scale_by_adam_in_subspace(low_rank),
+        optax.scale_by_learning_rate(1e-2),
+    )
+    updates, _ = endless.update(params, endless.init(params), params)
+    with pytest.raises(
+        TypeError, match=r"'layer/w' with shape \(8, 16\) is still in its subspace.*"
+    ):
+        optax.apply_updates(params, updates)
+    headless = fira_jax.scale_by_adam_in_subspace(low_rank)
+    with pytest.raises(ValueError, match=r"put fira_jax.low_rank_project\(low_rank\) in front"):
+        headless.update(params, headless.init(params), params)
+
+
+def test_a_state_of_another_rank_is_named():
+    params = {"w": jnp.ones((8, 16))}
+    small, large = (fira_jax.fira(1e-2, rank=rank) for rank in (2, 4))
+    with pytest.raises(
+        ValueError, match=r"'w' with shape \(8, 16\).*\(8, 2\).*\(8, 4\).*the same rank"
+    ):
+        small.update(params, large.init(params), params)
