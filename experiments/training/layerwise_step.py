@@ -20,9 +20,9 @@ Params = dict[str, Any]
 class Parts(NamedTuple):
     """A model cut where its layers begin and end; keywords of ``fira_jax.layerwise``."""
 
-    embed: Callable[[Params, jax.Array], jax.Array]
+    embed: Callable[[Params, Any], jax.Array]
     block: Callable[[Params, jax.Array], jax.Array]
-    head_loss: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    head_loss: Callable[[Params, jax.Array, Any], jax.Array]
 
 
 def llama_parts(config: LlamaConfig, chunk_size: int = 4096) -> Parts:

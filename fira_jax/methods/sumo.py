@@ -12,7 +12,7 @@ from fira_jax.low_rank import LowRank
 from fira_jax.methods.shared import descent, limiter, shared_arguments
 from fira_jax.transforms.adam import scale_by_adam
 from fira_jax.transforms.in_subspace import in_subspace
-from fira_jax.transforms.orthogonalize import orthogonalize
+from fira_jax.transforms.orthogonalization import orthogonalize
 from fira_jax.transforms.project import low_rank_project, project_back
 from fira_jax.transforms.residual import plain_residual
 

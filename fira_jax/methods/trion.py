@@ -13,7 +13,7 @@ from fira_jax.low_rank import LowRank
 from fira_jax.methods.shared import descent, formerly, shared_arguments
 from fira_jax.transforms.adam import scale_by_adam
 from fira_jax.transforms.error_feedback import low_rank_project_with_feedback
-from fira_jax.transforms.orthogonalize import orthogonalize
+from fira_jax.transforms.orthogonalization import orthogonalize
 from fira_jax.transforms.project import project_back
 
 

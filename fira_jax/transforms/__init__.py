@@ -32,7 +32,7 @@ from fira_jax.transforms.normalize import multi_normalize as multi_normalize
 from fira_jax.transforms.normalize import standardize as standardize
 from fira_jax.transforms.normalize import unit_rms as unit_rms
 from fira_jax.transforms.normalize import whiten as whiten
-from fira_jax.transforms.orthogonalize import orthogonalize as orthogonalize
+from fira_jax.transforms.orthogonalization import orthogonalize as orthogonalize
 from fira_jax.transforms.power_sgd import PowerSgdMeanState as PowerSgdMeanState
 from fira_jax.transforms.power_sgd import power_sgd_mean as power_sgd_mean
 from fira_jax.transforms.power_space import in_power_space as in_power_space

@@ -395,7 +395,7 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("methods/swan.py", "methods/test_stateless.py"): [
         ("rows standardized for columns", 'standardize("input")', 'standardize("output")'),
     ],
-    ("transforms/orthogonalize.py", "methods/test_dct_methods.py"): [
+    ("transforms/orthogonalization.py", "methods/test_dct_methods.py"): [
         ("shape factor upside down", "max(1.0, n / m)", "max(1.0, m / n)"),
     ],
     ("methods/vlorp.py", "methods/test_vlorp.py"): [
