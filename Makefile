@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-core test-oldest test-newest test-site lint format types docs \
+.PHONY: help demo test test-heart test-slow test-core test-oldest test-newest test-site lint format types docs \
 	notebooks notebooks-check readme bench lock dist clean
 
 PYTHON ?= python3
@@ -22,6 +22,10 @@ SPREAD := --numprocesses 2 --dist loadfile
 PYTEST := $(ON_CPU) $(BIN)/python -m pytest $(SPREAD) --doctest-modules \
 	fira_jax experiments tests
 
+# What has to pass before anything else is looked at.
+HEART := $(addprefix tests/,refresh methods/test_golden.py cost/test_state_owners.py \
+	project/test_house.py campaigns/test_mutants_apply.py)
+
 # What the ends of the declared ranges have to pass: every public function, without `experiments`.
 ENDS := $(addprefix tests/,basis contracts cost layer_by_layer methods precision refresh \
 	transforms project/test_deprecation.py)
@@ -34,6 +38,9 @@ demo: $(call with,experiments)  ## train a small LLaMA with AdamW, GaLore and Fi
 
 test: $(call with,test)  ## every test and every documented example
 	$(PYTEST) $(ARGS)
+
+test-heart: $(call with,test)  ## the trajectories, the rules, whose state is whose, the rooms: some minutes
+	$(ON_CPU) $(BIN)/python -m pytest $(SPREAD) $(HEART) $(ARGS)
 
 test-slow: $(call with,test)  ## what takes longest: every method through Optax's own tests, two processes ...
 	$(PYTEST) -m slow $(ARGS)
