@@ -82,8 +82,6 @@ def test_objects_of_the_wrong_kind():
         fira_jax.basis.Randomized(oversample=-1)
     with pytest.raises(ValueError, match="power_iterations must not be negative, got -2"):
         fira_jax.basis.Randomized(power_iterations=-2)
-    with pytest.raises(ValueError, match=r"'carry' needs fira_jax\.scale_by_adam_in_subspace"):
-        fira_jax.fira(0.1, base_optimizer=optax.scale_by_lion(), moments="carry")
 
 
 def test_moments_are_carried_between_orthonormal_bases_only():

@@ -32,7 +32,7 @@ TRAIN_KEYS = {
 
 
 def test_all_sizes_are_there_in_order():
-    sizes = "1m 9m 20m 35m 40m 60m 71m 100m 130m 250m 350m 1b 3b 7b 13b 30b 65b"
+    sizes = "200k 1m 9m 20m 35m 40m 60m 71m 100m 130m 250m 350m 1b 3b 7b 13b 30b 65b"
     assert available() == [f"llama_{size}" for size in sizes.split()]
 
 

@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 from fira_jax.transforms import power_sgd_mean
 
 SIZES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4}
-MESH = jax.make_mesh((8,), ("hosts",), axis_types=(AxisType.Auto,))
 GRADS = {
     "w": jnp.asarray(np.random.default_rng(0).standard_normal((8, 2, 64, 96)), jnp.float32),
     "b": jnp.ones((8, 32)),
@@ -38,8 +37,9 @@ def averaged(tx):
         mean, _ = tx.update(own, tx.init(own))
         return jax.tree.map(lambda x: x[None], mean)
 
+    mesh = jax.make_mesh((8,), ("hosts",), axis_types=(AxisType.Auto,))
     return jax.jit(
-        jax.shard_map(local, mesh=MESH, in_specs=P("hosts"), out_specs=P("hosts"), check_vma=False)
+        jax.shard_map(local, mesh=mesh, in_specs=P("hosts"), out_specs=P("hosts"), check_vma=False)
     )
 
 
