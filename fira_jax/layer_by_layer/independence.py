@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import optax
 
-from fira_jax.jax_internals import inputs_used
 from fira_jax.trees import Params, path_name
 
 
 def used_entries(f: Callable[..., Any], mapping: Mapping[str, Any], *args: Any) -> set[str]:
     """The entries of ``mapping`` that the result of ``f(mapping, *args)`` depends on."""
+    from fira_jax.jax_internals import inputs_used  # noqa: PLC0415  # long to import
+
     jaxpr = jax.make_jaxpr(f)(mapping, *args).jaxpr
     used = inputs_used(jaxpr, [True] * len(jaxpr.outvars))
     with_paths = jax.tree_util.tree_flatten_with_path(mapping)[0]
@@ -39,6 +40,8 @@ def require_independent_parameters(tx: optax.GradientTransformation, params: Par
     Raises:
       ValueError: naming two parameters that meet in one result.
     """
+    from fira_jax.jax_internals import inputs_used  # noqa: PLC0415  # long to import
+
     leaves, treedef = jax.tree.flatten(params)
     probe = jax.tree.unflatten(
         treedef,

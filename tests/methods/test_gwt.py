@@ -82,7 +82,9 @@ def test_state_elements():
 
 def test_limiter_on_the_subspace_part():
     low_rank = fira_jax.LowRank(2, 1)
-    with pytest.raises(ValueError, match="watch must be one of 'residual', 'subspace', got 'all'"):
+    with pytest.raises(
+        ValueError, match="watch must be one of 'residual', 'subspace', 'core', got 'all'"
+    ):
         fira_jax.norm_growth_limit(low_rank, watch="all")
     tx = optax.chain(
         fira_jax.low_rank_project(low_rank),

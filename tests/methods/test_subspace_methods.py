@@ -123,7 +123,8 @@ def test_tracked_fira_is_fira_in_a_subspace_that_follows():
     own = inspect.signature(fira_jax.fira_tracked).parameters
     given = {name: object() for name in own}
     numbers = ("learning_rate", "scale", "weight_decay", "b1", "b2", "eps")
-    given |= {name: i / 8 for i, name in enumerate(numbers, 1)}  # checked before they are passed on
+    given |= {name: i / 9 for i, name in enumerate(numbers, 1)}  # checked before they are passed on
+    given["gamma"] = 1.5
     with mock.patch("fira_jax.methods.fira_tracked.fira", autospec=True) as fira:
         made = fira_jax.fira_tracked(**given)
         fira_jax.fira_tracked(0.1)
