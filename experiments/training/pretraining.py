@@ -63,7 +63,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         with first_process_first():
             if is_first_process():
                 folder.claim(
-                    settings, _defaults(), lambda: (checkpoints.note() or {}).get("settings")
+                    settings, defaults(), lambda: (checkpoints.note() or {}).get("settings")
                 )
         if (summary := folder.summary) is not None:
             print(f"{folder}: already finished, nothing to do")
@@ -108,7 +108,7 @@ def resolved(
     return json.loads(json.dumps(parts, default=str))
 
 
-def _defaults() -> dict[str, dict[str, Any]]:
+def defaults() -> dict[str, dict[str, Any]]:
     """What a key that a run's ``config.json`` does not have stood for."""
     return {
         part: {

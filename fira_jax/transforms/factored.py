@@ -132,7 +132,8 @@ def project_back_by_factors(
             columns = jnp.asarray(b2, wide) * columns + jnp.asarray(1 - b2, wide) * column
 
             total = jnp.sum(columns, axis=-1, keepdims=True)  # that of the rows is the same
-            p = root(rows / jnp.maximum(total, jnp.finfo(wide).tiny))
+            # Rooted first: the derivative of a quotient squares what it is divided by.
+            p = root(rows) / jnp.where(total > 0, root(total), 1)
             p = p.reshape(*view.batch_shape, view.compressed_size, 1)
             q = root(columns)[..., None, :]
             q = q if view.pieces == 1 else q[..., None, :, :]

@@ -78,4 +78,4 @@ def polar(x: jax.Array) -> jax.Array:
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
     rounding = max(x.shape[-2:]) * jnp.finfo(x.dtype).eps
     there = s > rounding * jnp.max(s, axis=-1, keepdims=True)
-    return (u * there[..., None, :]) @ vt
+    return (u * there.astype(u.dtype)[..., None, :]) @ vt

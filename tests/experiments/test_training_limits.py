@@ -30,6 +30,7 @@ from experiments.training.folder import RunFolder
 from experiments.training.loop import Progress
 from experiments.training.metrics import MetricsLog, read_metrics
 from experiments.training.pretraining import (
+    defaults,
     load_data,
     make_task,
     resolve_model,
@@ -305,7 +306,7 @@ def test_a_checkpoint_of_an_earlier_commit_goes_on(tmp_path, monkeypatch, capsys
     )
     model = resolve_model(config)
     tokens = load_data(config, model.vocab_size)
-    RunFolder(directory).claim(resolved(config, model, tokens.fingerprint), {})
+    RunFolder(directory).claim(resolved(config, model, tokens.fingerprint), defaults())
     with contextlib.closing(Checkpoints(directory / "checkpoints")) as checkpoints:
         task = make_task(config, model, tokens, None)
         step, state, note = checkpoints.restore(task.abstract_state)
