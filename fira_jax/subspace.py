@@ -46,8 +46,10 @@ class Subspace:
         into a new basis; None otherwise.
       refreshed: whether this matrix's basis was due to be replaced at this step, bool
         ``[*batch, 1, 1]``.
+      word: a number that stands for where the weight stands in the tree, uint32 scalar, for random
+        numbers of its own: :func:`fira_jax.random_bits.word` of its path. (The path itself would
+        make each weight a program of its own to trace.)
       view: how the weight is read as matrices.
-      path: where the weight stands in the tree, such as ``layers/attn/q``.
       residual_map: :math:`f`, what is done to the entries of the residual, such as ``jnp.sign``;
         None for nothing.
       limit: what a limiter multiplied the residual (or the step) by, ``[*batch, 1, 1]``; None if
@@ -76,8 +78,8 @@ class Subspace:
     residual_leak: jax.Array | None
     rotation: jax.Array | None
     refreshed: jax.Array
+    word: jax.Array
     view: MatrixView = dataclasses.field(metadata={"static": True})
-    path: str = dataclasses.field(metadata={"static": True})
     orthonormal: bool = dataclasses.field(metadata={"static": True})
     residual_map: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
         metadata={"static": True}
@@ -98,9 +100,9 @@ class Subspace:
     def _not_an_array(self, *_: Any, **__: Any) -> Any:
         """Whoever takes a node for an array is told what is missing in front of him."""
         raise TypeError(
-            f"the update of parameter '{self.path}' with shape {self.view.shape} is still in its "
-            "subspace, expected an array: put fira_jax.project_back() in front of what takes "
-            "arrays, and Optax's own transformations into fira_jax.in_subspace(low_rank, ...)"
+            f"an update of shape {self.view.shape} is still in its subspace, expected an array: "
+            "put fira_jax.project_back() in front of what takes arrays, and Optax's own "
+            "transformations into fira_jax.in_subspace(low_rank, ...)"
         )
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _not_an_array

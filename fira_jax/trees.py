@@ -40,7 +40,7 @@ def map_leaves(f: Callable[..., Any], updates: Any, *states: Any) -> Any:
       ValueError: the trees do not have equally many leaves.
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
-    f = _traced_once(f, leaves)
+    f = traced_once(f, leaves)
     if not states:
         return jax.tree.unflatten(
             treedef, [x if isinstance(x, optax.MaskedNode) else f(x) for x in leaves]
@@ -56,14 +56,19 @@ def map_leaves(f: Callable[..., Any], updates: Any, *states: Any) -> Any:
     return tuple(jax.tree.unflatten(d, [row[i] for row in results]) for i, d in enumerate(defs))
 
 
-def _traced_once(f: Callable[..., Any], leaves: Sequence[Any]) -> Callable[..., Any]:
+def traced_once(f: Callable[..., Any], leaves: Sequence[Any], **options: Any) -> Callable[..., Any]:
     """``f``, traced and lowered once for all leaves that are alike if they are being traced.
 
     A model of separate matrices has hundreds of a few kinds. Each is then one call in the traced
     program; compilers put the calls in line.
+
+    Args:
+      f: from a leaf, and what else belongs to it.
+      leaves: that it will be called with.
+      **options: of ``jax.jit``, such as which arguments are static.
     """
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(leaves))
-    return jax.jit(f) if traced else f
+    return jax.jit(f, **options) if traced else f
 
 
 def require_same_leaves(updates: Sequence[Any], state: Sequence[Any]) -> None:

@@ -12,6 +12,7 @@ from fira_jax.basis.dct import cosine_vectors
 from fira_jax.basis.randomized import random_uniform
 from fira_jax.basis.svd import Svd
 from fira_jax.checks import require_count
+from fira_jax.newton_schulz import coupled
 from fira_jax.random_bits import words_of
 
 
@@ -126,9 +127,8 @@ def polar(x: jax.Array) -> jax.Array:
 
     def improve(carry: Any) -> Any:
         count, root, inverse, _ = carry
-        error = eye - inverse @ root
-        factor = eye + 0.5 * error
-        return count + 1, root @ factor, factor @ inverse, jnp.max(jnp.abs(error))
+        root, inverse, off = coupled(root, inverse)
+        return count + 1, root, inverse, jnp.max(jnp.abs(off))
 
     start = jnp.zeros([], jnp.int32), gram / size, eye, jnp.ones([], x.dtype)
     _, _, inverse, _ = jax.lax.while_loop(unsettled, improve, start)

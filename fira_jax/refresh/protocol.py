@@ -40,6 +40,11 @@ class Rule(abc.ABC):
         """
         return ()
 
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a memory: whether :meth:`init` was written."""
+        return type(self).init is not Rule.init
+
     @abc.abstractmethod
     def due(
         self, memory: Any, count: jax.Array, gap: int, index: jax.typing.ArrayLike, total: int

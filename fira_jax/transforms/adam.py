@@ -160,6 +160,7 @@ def scale_by_adam(
     """``optax.scale_by_adam`` for what is not projected, computed in float32 or wider.
 
     Its state has the structure of Optax's, keeps its dtypes, and is float32 for float16 parameters.
+    Optax's own cannot be traced under strict promotion, and its derivative at 0 is not finite.
     """
     b1, b2, eps = decay("b1", b1), decay("b2", b2), epsilon("eps", eps)
     _require_dtypes(mu_dtype, nu_dtype)
@@ -187,8 +188,7 @@ def scale_by_adam(
             wide = jnp.promote_types(leaf.dtype, jnp.float32)
             grad, m, v = (x.astype(wide) for x in (leaf, mu, nu))
             m, v = _averages(grad, m, v, b1, b2)
-            denominator = root(v / of_second.astype(wide)) + jnp.asarray(eps, wide)
-            update = (m / of_first.astype(wide)) / denominator
+            update, _, _ = _direction(m, v, (of_first, of_second), eps, "inside")
             return update.astype(leaf.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
 
         updates, mu, nu = map_leaves(step, updates, state.mu, state.nu)

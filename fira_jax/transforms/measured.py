@@ -86,7 +86,7 @@ def measured(tx: optax.GradientTransformation) -> optax.GradientTransformationEx
       >>> grads = {"w": jnp.sin(jnp.arange(128.0)).reshape(8, 16), "b": jnp.ones(16)}
       >>> state = tx.init(grads)
       >>> for _ in range(2):
-      ...     _, state = tx.update(grads, state)
+      ...     _, state = tx.update(grads, state, grads)
       >>> watched = fira_jax.metrics(state)
       >>> list(watched.parameters), int(watched.summary.steps_since_refresh)
       (['w'], 1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fira_jax.checks import require_choice
+from fira_jax.newton_schulz import inverse_root
 from fira_jax.norms import root
 from fira_jax.trees import map_leaves, stateless
 
@@ -164,27 +165,14 @@ def whiten(ns_steps: int = 10, step_size: jax.typing.ArrayLike = 0.5) -> Normali
     if not isinstance(ns_steps, jax.Array) and not ns_steps >= 1:
         raise ValueError(f"ns_steps must be at least 1, got {ns_steps}")
 
-    def newton_schulz(x: jax.Array) -> jax.Array:
-        eye = jnp.eye(x.shape[-2], dtype=x.dtype)
-        beta = jnp.asarray(step_size, x.dtype)
-
-        def step(_: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            y, z = pair
-            a = 3 * eye - z @ y
-            return beta * y @ a, beta * a @ z
-
-        y = x @ x.swapaxes(-1, -2)
-        _, z = jax.lax.fori_loop(0, ns_steps, step, (y, jnp.broadcast_to(eye, y.shape)))
-        return z @ x
+    def whitened(x: jax.Array) -> jax.Array:
+        return inverse_root(x @ x.mT, ns_steps, jnp.asarray(step_size, x.dtype)) @ x
 
     def normalize(x: jax.Array) -> jax.Array:
         norm = _frobenius(x)
         x = _divide(x, norm)
         with jax.default_matmul_precision("float32"):
-            if x.shape[-2] <= x.shape[-1]:
-                x = newton_schulz(x)
-            else:
-                x = newton_schulz(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+            x = whitened(x) if x.shape[-2] <= x.shape[-1] else whitened(x.mT).mT
         return x * _divide(norm, _frobenius(x))
 
     return normalize

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from fira_jax.checks import require_choice, require_count
+from fira_jax.newton_schulz import quintic
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
-from fira_jax.transforms.newton_schulz import newton_schulz
 from fira_jax.trees import on_nodes
 
 
@@ -67,7 +67,7 @@ def orthogonalize(
         m, n = node.view.matrix_shape
         scales = {"muon": max(1.0, n / m) ** 0.5, "rms": 0.2 * max(m, n) ** 0.5, "none": 1.0}
         exact = factor == "svd"
-        core = polar(node.core) if exact else newton_schulz(node.core, ns_steps)
+        core = polar(node.core) if exact else quintic(node.core, ns_steps)
         return node.replace(core=scales[size] * core)
 
     return on_nodes(replace)

@@ -17,12 +17,13 @@ from fira_jax.advice import warn_if_little_is_saved, warn_if_nothing_is_projecte
 from fira_jax.basis import Basis
 from fira_jax.low_rank import LowRank
 from fira_jax.matrix_view import MatrixView
-from fira_jax.norms import column_energy
-from fira_jax.random_bits import key_of
+from fira_jax.plan import Leaf
+from fira_jax.random_bits import key_of, word
 from fira_jax.refresh import Rule
 from fira_jax.refresh.replace import replace_bases
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
+from fira_jax.transforms.entering import enter
 from fira_jax.transforms.residual import residual
 from fira_jax.transforms.state_parts import put_together, take_apart
 from fira_jax.trees import (
@@ -32,6 +33,7 @@ from fira_jax.trees import (
     map_leaves,
     require_same_leaves,
     stateless,
+    traced_once,
 )
 
 
@@ -110,7 +112,7 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         return LowRankProjectState(
             jnp.zeros([], jnp.int32),
             low_rank.for_each_matrix(params, stored),
-            memory if jax.tree.leaves(memory) else (),
+            memory if rule.remembers else (),
         )
 
     def update(
@@ -126,10 +128,7 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         plan = low_rank.leaves(updates)
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
         stored = take_apart(state.bases, plan, lambda view: _shapes_stored(basis, view))
-        memory: list[Any] = [()] * len(plan)
-        if jax.tree.leaves(state.memory):
-            memory = take_apart(state.memory, plan, lambda view: _shapes_remembered(rule, view))
-
+        memory = _memories(state, plan, rule)
         projected = {i: leaf.view for i, leaf in enumerate(plan) if leaf and leaf.view}
         views = list(projected.values())
         matrices = [view.to_matrix(leaves[i]) for i, view in projected.items()]
@@ -149,10 +148,12 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         found = replace_bases(basis, views, *known, due, key)
 
         leaves = [x if isinstance(x, optax.MaskedNode) else finite_entries(x) for x in leaves]
+        enter_one = traced_once(functools.partial(enter, low_rank), matrices, static_argnums=0)
         for i, matrix, new, is_due in zip(projected, matrices, found, due, strict=True):
-            node, old = _node(low_rank, plan[i], matrix, stored[i], new, is_due, key)
-            memory[i] = _learn(rule, memory[i], node, old, is_due, gap)
-            leaves[i], stored[i] = node, basis.observe(new, node.raw)
+            place = word(plan[i].path)  # type: ignore[union-attr]
+            leaves[i], stored[i], memory[i] = enter_one(
+                projected[i], matrix, stored[i], new, memory[i], is_due, key, place
+            )
         new_state = LowRankProjectState(
             optax.safe_increment(state.count),
             put_together(state.bases, stored),
@@ -237,13 +238,20 @@ def _require_own_state(state: Any, rule: Rule) -> None:
             f"low_rank_project needs a LowRankProjectState, got {type(state)}: restore a "
             "checkpoint into the structure of tx.init(params)"
         )
-    remembers = bool(jax.tree.leaves(state.memory))
-    needed = bool(jax.tree.leaves(state.bases)) and type(rule).init is not Rule.init
-    if remembers != needed:
+    needed = rule.remembers
+    remembered = jax.tree.structure(state.memory)
+    if (remembered == jax.tree.structure(())) == needed:
         raise ValueError(
             f"the optimizer state was initialized with another rule than refresh={rule!r}, which "
             f"{'needs a memory that it lacks' if needed else 'has no use for the memory it holds'}"
         )
+
+
+def _memories(state: LowRankProjectState, plan: Sequence[Leaf | None], rule: Rule) -> list[Any]:
+    """What the rule remembers of each parameter."""
+    if not rule.remembers:
+        return [()] * len(plan)
+    return take_apart(state.memory, plan, lambda view: _shapes_remembered(rule, view))
 
 
 def _numbered(views: Sequence[MatrixView]) -> list[tuple[np.ndarray, int]]:
@@ -271,76 +279,3 @@ def _shapes_remembered(rule: Rule, view: MatrixView | None) -> Any:
     if view is None:
         return optax.MaskedNode()
     return jax.eval_shape(lambda: rule.init(view, jnp.float32))
-
-
-def _learn(rule: Rule, memory: Any, node: Subspace, old: Any, due: jax.Array, gap: int) -> Any:
-    """What the rule remembers after this step; where the gradient is not usable, what it did."""
-    usable = node.usable[..., 0, 0] & jnp.any(node.raw_energy > 0, axis=(-2, -1))
-
-    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-        where = usable.reshape(*usable.shape, *(1,) * (old.ndim - usable.ndim))
-        return jnp.where(where, new.astype(old.dtype), old)
-
-    return jax.tree.map(choose, rule.update(memory, node, old, due, gap), memory)
-
-
-def _node(
-    low_rank: LowRank,
-    leaf: Any,
-    matrix: jax.Array,
-    old: Any,
-    new: Any,
-    due: jax.Array,
-    key: jax.Array,
-) -> tuple[Subspace, Any]:
-    """The gradient of one parameter as it enters the subspace, and the basis before."""
-    kind, view = low_rank.kind, leaf.view
-    dtype = low_rank.basis_dtype or matrix.dtype
-    basis, before = (
-        kind.vectors(stored, view.compressed_size, view.rank, dtype, key) for stored in (new, old)
-    )
-    raw = view.project(basis, matrix)
-    # Every entry of a column of G reaches every entry of that column of R, so the small array
-    # tells whether the large one is finite (but directions may pick only some entries). The guard
-    # itself is left to those who read the large one: a guarded copy would be a full-size temporary.
-    energy = column_energy(raw)
-    whole = energy if isinstance(basis, jax.Array) else view.column_energy(matrix)
-    usable = jnp.isfinite(jnp.sum(whole, axis=-1, keepdims=True))
-    raw = jnp.where(usable, raw, 0)
-    node = Subspace(
-        matrix=matrix,
-        usable=usable,
-        basis=basis,
-        raw=raw,
-        raw_energy=jnp.where(usable, energy, 0),
-        core=raw,
-        denominator=None,
-        scale=jnp.asarray(low_rank.scale, raw.dtype),
-        step_scale=jnp.ones([], raw.dtype),
-        residual_scale=None,
-        residual_leak=None,
-        rotation=_rotation(low_rank, basis, before, new, old, raw.dtype),
-        refreshed=due[..., None, None],
-        view=view,
-        path=leaf.path,
-        # Directions are not rounded to the matrix's dtype before they are applied.
-        orthonormal=kind.orthonormal
-        and (
-            not isinstance(basis, jax.Array)
-            or min(jnp.finfo(x.dtype).bits for x in (basis, matrix)) >= 32
-        ),
-        residual_map=None,
-    )
-    return node, before
-
-
-def _rotation(
-    low_rank: LowRank, basis: Any, before: Any, new: Any, old: Any, dtype: jax.typing.DTypeLike
-) -> jax.Array | None:
-    """How moments turn into the new basis, if they are to be carried."""
-    if low_rank.moments != "carry":
-        return None
-    turn = low_rank.kind.turn(new, old)
-    if turn is None:
-        return jnp.einsum("...ar,...aq->...rq", basis, before, preferred_element_type=dtype)
-    return turn.astype(dtype)

@@ -16,6 +16,7 @@ from scipy.fft import dct
 from support import examples, normal, with_spectrum
 
 import fira_jax
+from fira_jax.random_bits import word
 
 A, B, RANK = 12, 20, 5
 SEEDS = st.integers(0, 2**31 - 1)
@@ -273,7 +274,7 @@ def test_a_basis_with_the_methods_alone_gets_the_defaults():
     project = fira_jax.low_rank_project(low_rank)
     node = project.update(grads, project.init(grads))[0]["w"]
     assert (node.raw == 1).all()
-    assert node.path == "w"
+    assert node.word == word("w")
     assert node.refreshed.all()
 
 

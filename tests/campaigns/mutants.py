@@ -109,7 +109,7 @@ MUTANTS = [
     ),
     Mutant(
         "rotation from the new basis to the old",
-        "transforms/project.py",
+        "transforms/entering.py",
         '"...ar,...aq->...rq", basis, before',
         '"...ar,...aq->...rq", before, basis',
     ),
@@ -197,7 +197,7 @@ MUTANTS = [
     ),
     Mutant(
         "bfloat16 basis taken for orthonormal",
-        "transforms/project.py",
+        "transforms/entering.py",
         "for x in (basis, matrix)) >= 32",
         "for x in (basis, matrix)) >= 16",
         (LIMITER,),
@@ -283,15 +283,15 @@ MUTANTS = [
     ),
     Mutant(
         "basis of the step before",
-        "transforms/project.py",
-        "_node(low_rank, plan[i], matrix, stored[i], new, is_due, key)",
-        "_node(low_rank, plan[i], matrix, stored[i], stored[i], is_due, key)",
+        "transforms/entering.py",
+        "for stored in (new, old)",
+        "for stored in (old, old)",
     ),
     Mutant(
         "coordinates of an unusable gradient let in",
-        "transforms/project.py",
-        "raw = jnp.where(usable, raw, 0)",
-        "raw = jnp.where(True, raw, 0)",
+        "transforms/entering.py",
+        "return jnp.where(usable, raw, 0), ",
+        "return raw, ",
         (LIMITER,),
     ),
     Mutant(
@@ -587,7 +587,7 @@ MUTANTS = [
     ),
     Mutant(
         "a gradient that is not usable teaches the rule",
-        "transforms/project.py",
+        "transforms/entering.py",
         "return jnp.where(where, new.astype(old.dtype), old)",
         "return new.astype(old.dtype)",
         ("refresh/test_rules.py",),
