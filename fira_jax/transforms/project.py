@@ -239,8 +239,8 @@ def _require_own_state(state: Any, rule: Rule) -> None:
             "checkpoint into the structure of tx.init(params)"
         )
     needed = rule.remembers
-    remembered = jax.tree.structure(state.memory)
-    if (remembered == jax.tree.structure(())) == needed:
+    held = not (isinstance(state.memory, tuple) and not state.memory)
+    if held != needed:
         raise ValueError(
             f"the optimizer state was initialized with another rule than refresh={rule!r}, which "
             f"{'needs a memory that it lacks' if needed else 'has no use for the memory it holds'}"
