@@ -239,7 +239,8 @@ def _require_own_state(state: Any, rule: Rule) -> None:
             "checkpoint into the structure of tx.init(params)"
         )
     needed = rule.remembers
-    held = not (isinstance(state.memory, tuple) and not state.memory)
+    # A parameter that is not projected is an empty named tuple here: not nothing.
+    held = not (type(state.memory) is tuple and not state.memory)
     if held != needed:
         raise ValueError(
             f"the optimizer state was initialized with another rule than refresh={rule!r}, which "
