@@ -162,7 +162,11 @@ def test_a_file_that_is_no_yaml_is_named(flags, tmp_path, content):
         ("a.md", b"\x89PNG\x00\x00", "is not UTF-8|zero bytes"),
         ("a.txt", b"text\x00\x01", "holds zero bytes"),
         ("a.jsonl", b'{"text": "one"}\n{"text": "tw', r"a\.jsonl:2: expected a JSON object"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 99)[:-9], r"a\.jsonl\.gz: damaged or"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "one"}\n' * 99, mtime=0)[:-9],
+            r"a\.jsonl\.gz: damaged or",
+        ),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: damaged or"),
     ],
 )
