@@ -68,8 +68,10 @@ format: $(call with,lint)  ## put the formatting right
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-types: $(call with,types)  ## type check
+types: $(call with,types)  ## type check, and what a user's strict checker (mypy, Pyright) sees
 	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/project/typed_user.py
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error tests/project/typed_user.py
 
 docs: $(call with,docs)  ## build the site into docs/_build/html; any warning is an error
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

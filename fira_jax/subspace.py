@@ -97,12 +97,20 @@ class Subspace:
             changes["raw_energy"] = column_energy(changes["raw"])
         return dataclasses.replace(self, **changes)
 
+    def require_untouched(self) -> None:
+        """Raises ``TypeError`` if the fields were computed with as if each were a gradient.
+
+        That is what an Optax transformation in the middle of the walk does to them.
+        """
+        if self.usable.dtype != jnp.bool_ or self.word.dtype != jnp.uint32:
+            self._not_an_array()
+
     def _not_an_array(self, *_: Any, **__: Any) -> Any:
         """Whoever takes a node for an array is told what is missing in front of him."""
         raise TypeError(
             f"an update of shape {self.view.shape} is still in its subspace, expected an array: "
             "put fira_jax.project_back() in front of what takes arrays, and Optax's own "
-            "transformations into fira_jax.in_subspace(low_rank, ...)"
+            "transformations behind it or into fira_jax.in_subspace(low_rank, ...)"
         )
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _not_an_array

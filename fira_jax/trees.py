@@ -38,8 +38,12 @@ def map_leaves(f: Callable[..., Any], updates: Any, *states: Any) -> Any:
 
     Raises:
       ValueError: the trees do not have equally many leaves.
+      TypeError: something has computed with the inside of a node.
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
+    for leaf in leaves:
+        if isinstance(leaf, Subspace):
+            leaf.require_untouched()
     f = traced_once(f, leaves)
     if not states:
         return jax.tree.unflatten(

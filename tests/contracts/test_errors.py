@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -216,6 +217,34 @@ def test_a_chain_without_its_end_or_its_beginning_names_the_missing_piece():
     headless = fira_jax.scale_by_adam_in_subspace(low_rank)
     with pytest.raises(ValueError, match=r"put fira_jax.low_rank_project\(low_rank\) in front"):
         headless.update(params, headless.init(params), params)
+
+
+@pytest.mark.parametrize(
+    "takes_arrays",
+    [
+        optax.scale(0.5),
+        optax.scale_by_learning_rate(0.1),
+        optax.clip(1.0),
+        optax.centralize(),
+        optax.normalize_by_update_norm(),
+        optax.clip_by_block_rms(1.0),
+        optax.masked(optax.scale(0.5), {"w": True, "b": False}),
+    ],
+    ids=["scale", "rate", "clip", "centralize", "normalize", "block_rms", "masked"],
+)
+@pytest.mark.parametrize("place", [1, 2])
+def test_what_computes_with_the_inside_of_a_node_is_told_where_it_belongs(takes_arrays, place):
+    low_rank = LowRank(rank=2)
+    pieces = [
+        fira_jax.low_rank_project(low_rank),
+        fira_jax.scale_by_adam_in_subspace(low_rank),
+        fira_jax.project_back(),
+    ]
+    tx = optax.chain(*pieces[:place], takes_arrays, *pieces[place:])
+    params = {"w": jnp.ones((8, 16)), "b": jnp.ones(16)}
+    for update in (tx.update, jax.jit(tx.update)):
+        with pytest.raises(TypeError, match=r"shape \(8, 16\) is still in its subspace.*behind it"):
+            update(params, tx.init(params), params)
 
 
 def test_a_state_of_another_rank_is_named():
