@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 import fira_jax
+from experiments.llama.parametrization import PARAMETRIZATIONS
 from experiments.training.config import PretrainConfig
 from experiments.training.optimizers import OPTIMIZERS
 from fira_jax.basis import PowerIteration, Quantized
@@ -104,6 +105,7 @@ def optax_galore(
 TRACKED = PowerIteration()
 METHODS: dict[str, Make] = {
     **{name: of_pretrain(name) for name in OPTIMIZERS},
+    **dict.fromkeys(PARAMETRIZATIONS, adamw()),
     "adamw_b2_0.95": adamw(b2=0.95),
     "adamw_wd_0.1": adamw(weight_decay=0.1),
     "muon": muon,

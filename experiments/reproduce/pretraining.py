@@ -9,6 +9,7 @@ TABLE = Table(
         "adamw_b2_0.95", "adamw_wd_0.1", "optax_galore", "fira_paper", "galore2", "q_galore",
         "frugal", "gradnormlorp", "adarankgrad", "lotus", "vlorp", "dct_adamw", "trion", "swan",
         "sinkgd", "scale", "gwt", "ldadam", "alice", "m_fac",
+        "lora", "relora", "dora", "factorized", "cola", "sltrain", "lost",
     ),
     beside=("fira", "adamw"),
 )  # fmt: skip

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,22 @@ from flax import nnx
 
 from experiments.llama.configs import load_model_config
 from experiments.llama.model import Llama, LlamaConfig
+from experiments.llama.parametrization import (
+    PARAMETRIZATIONS,
+    make_restart,
+    parametrize,
+    restarting,
+)
 from experiments.reproduce.methods import METHODS
 from experiments.reproduce.settings import MIN_LR_RATIO, SIZES, WARMUP_SHARE
 from experiments.text import batches as data
+from experiments.training.config import PretrainConfig
 from experiments.training.step import (
     TrainState,
     make_evaluate,
     make_init,
     make_train_step,
+    split,
 )
 
 
@@ -73,21 +81,35 @@ def peak_to_schedule(peak: jax.typing.ArrayLike, steps: jax.typing.ArrayLike) ->
     return schedule
 
 
+class Programs(NamedTuple):
+    """Compiled once for all learning rates, seeds and lengths of a method."""
+
+    init: Any
+    step: Any
+    evaluate: Any
+    restart: Any
+    """ReLoRA's, of a state and a seed; None for all others."""
+
+
 @functools.cache
-def _programs(method: str, size: str, rank: int) -> tuple[Any, Any, Any]:
-    """First state, step and evaluation; compiled once for all learning rates, seeds and lengths."""
+def _programs(method: str, size: str, rank: int) -> Programs:
     model, gap = model_of(size), SIZES[size].gap
 
+    config = functools.partial(_parametrized, method, rank, gap)
+
     def optimizer(lr: Any, steps: Any, seed: Any) -> tuple[Any, optax.Schedule]:
-        schedule = peak_to_schedule(lr, steps)
+        schedule = restarting(config(0), peak_to_schedule(lr, steps))
         return METHODS[method](schedule, rank, gap, seed), schedule
 
-    graphdef, _ = make_init(model, optax.identity(), 0)
+    def first(tx: Any, seed: Any) -> tuple[nnx.GraphDef, Any]:
+        prepare = functools.partial(parametrize, config=config(seed))
+        return make_init(model, tx, jax.random.key(seed), prepare)  # type: ignore[arg-type]
+
+    graphdef, _ = first(optax.identity(), 0)
 
     @jax.jit
     def init(seed: Any) -> TrainState:
-        _, init_state = make_init(model, optimizer(1.0, 100, seed)[0], jax.random.key(seed))  # type: ignore[arg-type]
-        return init_state()
+        return first(optimizer(1.0, 100, seed)[0], seed)[1]()
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, tokens: jax.Array, lr: Any, steps: Any, seed: Any) -> Any:
@@ -95,7 +117,11 @@ def _programs(method: str, size: str, rank: int) -> tuple[Any, Any, Any]:
         state, values = make_train_step(graphdef, tx, schedule, 1)(state, tokens)
         return state, values["train_loss"]
 
-    return init, step, make_evaluate(graphdef)
+    @jax.jit
+    def restart(state: TrainState, seed: Any) -> TrainState:
+        return make_restart(config(seed), graphdef)(state)
+
+    return Programs(init, step, make_evaluate(graphdef), restart if method == "relora" else None)
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -105,23 +131,25 @@ def train(run: Run) -> dict[str, Any]:
       A row for the tables. The loss of a run that diverged is None.
     """
     how, text = SIZES[run.size], text_of(run.size)
-    init, step, evaluate = _programs(run.method, run.size, run.rank)
+    programs = _programs(run.method, run.size, run.rank)
     validation = [jnp.asarray(b["tokens"]) for b in text.validation(batch_size=16)]
     seed, lr, steps = jnp.int32(run.seed), jnp.float32(run.lr), jnp.float32(run.steps)
-    state = init(seed)
+    state = programs.init(seed)
     batches = text.train(batch_size=how.batch_size, seed=run.seed)
     curve: list[tuple[int, float]] = []
     times, losses = [], []
     for count in range(1, run.steps + 1):
         tokens = jnp.asarray(next(batches)["tokens"])
         began = time.process_time()
-        state, loss = jax.block_until_ready(step(state, tokens, lr, steps, seed))
+        state, loss = jax.block_until_ready(programs.step(state, tokens, lr, steps, seed))
+        if programs.restart and count % how.gap == 0 and count < run.steps:
+            state = jax.block_until_ready(programs.restart(state, seed))
         times.append(time.process_time() - began)
         losses.append(float(loss))
         if not math.isfinite(losses[-1]):
             break
         if count % how.eval_every == 0 or count == run.steps:
-            curve.append((count, float(evaluate(state.params, validation))))
+            curve.append((count, float(programs.evaluate(state.params, validation, state.frozen))))
     finished = bool(curve) and curve[-1][0] == run.steps and math.isfinite(curve[-1][1])
     final = curve[-1][1] if finished else None
     return {
@@ -146,9 +174,21 @@ def _bytes(tree: Any) -> int:
 
 @functools.cache
 def _matrix_bytes(method: str, size: str, rank: int) -> int:
-    """Bytes of state of the attention and MLP matrices alone."""
-    model = model_of(size)
-    optimizer = METHODS[method](lambda _: 1.0, rank, SIZES[size].gap, 0)
-    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(0)))))
+    """Bytes of state of what stands for the attention and MLP matrices alone."""
+    gap = SIZES[size].gap
+    optimizer = METHODS[method](lambda _: 1.0, rank, gap, 0)
+
+    def model() -> Llama:
+        drawn = Llama(model_of(size), rngs=nnx.Rngs(0))
+        parametrize(drawn, _parametrized(method, rank, gap, 0))
+        return drawn
+
+    params, _ = split(nnx.eval_shape(model))
     layers = {"layers": {part: params["layers"][part] for part in ("attn", "mlp")}}
     return _bytes(jax.eval_shape(optimizer.init, layers))
+
+
+def _parametrized(method: str, rank: int, gap: int, seed: Any) -> PretrainConfig:
+    """What says how the model's kernels are made up, if the method is about that."""
+    name = method if method in PARAMETRIZATIONS else None
+    return PretrainConfig(parametrization=name, rank=rank, update_proj_gap=gap, seed=seed)
