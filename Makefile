@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-heart test-slow test-core test-oldest test-newest test-site lint format types docs \
+.PHONY: help demo finetune-demo test test-heart test-slow test-core test-oldest test-newest test-site lint format types docs \
 	notebooks notebooks-check readme bench lock dist clean
 
 PYTHON ?= python3
@@ -38,6 +38,9 @@ help:  ## list the targets
 
 demo: $(call with,experiments)  ## train a small LLaMA with AdamW, GaLore and Fira; print a table, draw the curves
 	$(BIN)/python -m experiments.demo
+
+finetune-demo: $(call with,experiments)  ## fine-tune a real model with LoRA, GaLore and Fira; a table, a picture
+	$(BIN)/python -m experiments.finetune_demo
 
 test: $(call with,test)  ## every test and every documented example
 	$(PYTEST) $(ARGS)

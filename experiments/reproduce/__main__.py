@@ -2,6 +2,7 @@
 
     python -m experiments.reproduce pretraining --sizes 1m --methods fira,galore --seeds 2
     python -m experiments.reproduce better --budget-hours 2
+    python -m experiments.reproduce finetuning --methods lora,galore,fira   # has flags of its own
 
 Started again, it goes on where it was stopped. The learning rates are searched for, too, unless
 the published file has them (``--search`` does so all the same).
@@ -9,6 +10,7 @@ the published file has them (``--search`` does so all the same).
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.files import console
-from experiments.reproduce.campaign import Campaign, OutOfTimeError
+from experiments.reproduce import finetuning
+from experiments.reproduce.budget import OutOfTimeError
+from experiments.reproduce.campaign import Campaign
 from experiments.reproduce.methods import METHODS
 from experiments.reproduce.settings import SIZES
 from experiments.reproduce.statistics import summary
@@ -80,4 +84,7 @@ def view(title: str, lines: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["finetuning"]:
+        finetuning.main(sys.argv[2:])
+    else:
+        main()

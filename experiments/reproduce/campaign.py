@@ -1,11 +1,9 @@
 """What is trained, in which order, until the time is over."""
 
-import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.files import console
+from experiments.reproduce.budget import Budget
 from experiments.reproduce.methods import WITHOUT_RANK
 from experiments.reproduce.run import Run, train
 from experiments.reproduce.search import START, downhill
@@ -14,10 +12,6 @@ from experiments.reproduce.store import Store
 
 # Where the first search of a method begins, if not at START: saves runs, changes no result.
 FIRST_GUESS = {"adamw": 0.005, "galore": 0.02}
-
-
-class OutOfTimeError(Exception):
-    """The next run would end after the budget."""
 
 
 class Campaign:
@@ -31,34 +25,12 @@ class Campaign:
 
     def __init__(self, store: Store, hours: float, published: Sequence[dict[str, Any]] = ()):
         self.store = store
+        self.loss = Budget(store, hours, train).loss
         self.published = {
             (row["method"], row["size"], row["rank"]): row["lr"]
             for row in published
             if row["seed"] != SEARCH_SEED
         }
-        self.began = time.monotonic()
-        self.seconds = 3600 * hours
-
-    def loss(self, run: Run) -> float:
-        """The final validation loss of a run, trained now if it must be; infinite if it diverged.
-
-        Raises:
-          OutOfTimeError: there is no time left for it.
-        """
-        if run not in self.store.rows:
-            if time.monotonic() - self.began > self.seconds:
-                raise OutOfTimeError(f"no time left for {run}")
-            began = time.monotonic()
-            row = train(run)
-            self.store.add(row)
-            left = max(0.0, self.seconds - (time.monotonic() - self.began)) / 60
-            console.print(
-                f"{run.method}, {run.size}, rank {run.rank}, seed {run.seed}, lr {run.lr:g}, "
-                f"{run.steps} steps: {row['eval_loss']} in {time.monotonic() - began:.0f} s, "
-                f"{row['ms_per_step']:.0f} ms of CPU a step; {left:.0f} minutes left"
-            )
-        loss = self.store.rows[run]["eval_loss"]
-        return math.inf if loss is None else loss
 
     def best_rate(self, method: str, size: str, rank: int) -> float:
         """The best learning rate for a method: published, or searched for on a seed of its own."""

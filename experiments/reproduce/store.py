@@ -1,6 +1,8 @@
 """The file that holds every finished run and the tables made of them; written after each run."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +21,64 @@ TABLES = {
 }
 
 
+def tables_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the rows of pretraining say."""
+    tables = {name: summary(rows, table.methods, table.beside) for name, table in TABLES.items()}
+    return {"searches": searches(rows), "tables": tables}
+
+
+@dataclasses.dataclass(frozen=True)
+class Book:
+    """What a file of rows is about.
+
+    Attributes:
+      run: a dataclass; its fields are in every row and tell one run from another.
+      settings: what is the same for all runs.
+      tables_of: what else the file holds, made of its rows.
+    """
+
+    run: Any
+    settings: Callable[[], dict[str, Any]]
+    tables_of: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def run_of(self, row: dict[str, Any]) -> Any:
+        """The run that a row is of."""
+        return self.run(*(row[field] for field in self.run.__dataclass_fields__))
+
+
+PRETRAINING = Book(Run, settings, tables_of)
+
+
 class Store:
     """Rows by run, in a JSON file.
 
     Args:
       path: the file; what it holds is not trained again.
+      book: which kind of rows.
 
     Raises:
       ValueError: it holds runs of other settings.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: dict[Run, dict[str, Any]] = {}
+    def __init__(self, path: Path, book: Book = PRETRAINING):
+        self.path, self.book = path, book
+        self.rows: dict[Any, dict[str, Any]] = {}
         if path.exists():
             before = json.loads(path.read_text())
-            if before["settings"] != settings():
+            if before["settings"] != book.settings():
                 raise ValueError(f"{path} holds runs of other settings: choose another --output")
-            self.rows = {run_of(row): row for row in before["rows"]}
+            self.rows = {book.run_of(row): row for row in before["rows"]}
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row and writes the file."""
-        self.rows[run_of(row)] = row
+        self.rows[self.book.run_of(row)] = row
         self.write()
 
     def write(self) -> None:
         """Writes the file: settings, tables, and a row a line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [self.rows[run] for run in sorted(self.rows)]
-        tables = {
-            name: summary(rows, table.methods, table.beside) for name, table in TABLES.items()
-        }
-        parts = [
-            f'"settings": {json.dumps(settings(), indent=1)}',
-            f'"searches": {json.dumps(searches(rows), indent=1)}',
-            f'"tables": {json.dumps(tables, indent=1)}',
-            '"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]",
-        ]
-        write_atomically(self.path, "{" + ",\n".join(parts) + "}\n")
-
-
-def run_of(row: dict[str, Any]) -> Run:
-    """The run that a row is of."""
-    return Run(*(row[field] for field in Run.__dataclass_fields__))
+        parts = {"settings": self.book.settings(), **self.book.tables_of(rows)}
+        lines = [f'"{name}": {json.dumps(part, indent=1)}' for name, part in parts.items()]
+        lines.append('"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
+        write_atomically(self.path, "{" + ",\n".join(lines) + "}\n")

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from experiments.reproduce import campaign as campaigns
-from experiments.reproduce.campaign import Campaign, OutOfTimeError
+from experiments.reproduce.budget import OutOfTimeError
+from experiments.reproduce.campaign import Campaign
 from experiments.reproduce.methods import METHODS, WITHOUT_RANK
 from experiments.reproduce.run import Run, peak_to_schedule
 from experiments.reproduce.search import downhill, on_grid, rate

@@ -1,0 +1,259 @@
+"""Fine-tuning: one trained model, one task, with adapters and with optimizers on the weights.
+
+    python -m experiments.reproduce finetuning --methods lora,galore,fira --budget-hours 1
+
+Every method begins at the same weights and sees the same examples in the same order; only attention
+and MLP are trained. Each has its own learning rate, searched for downhill on a seed that no table
+uses. Started again, it goes on where it was stopped.
+"""
+
+import argparse
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from experiments.compiled import cache_compiled
+from experiments.files import console
+from experiments.llama import checkpoints, huggingface
+from experiments.reproduce.budget import Budget, OutOfTimeError
+from experiments.reproduce.search import downhill
+from experiments.reproduce.settings import SEARCH_SEED
+from experiments.reproduce.statistics import holm, paired
+from experiments.reproduce.store import Book, Store
+from experiments.training.finetune_config import FinetuneConfig
+from experiments.training.finetuning import Inputs, load_inputs, make_task
+from experiments.training.scoring import Proportion
+from fira_jax.cost.memory import device_bytes
+
+PUBLISHED = Path("docs/results/finetuning.json")
+
+
+def _on_weights(optimizer: str) -> dict[str, Any]:
+    return {"adapter": "none", "optimizer": optimizer, "train": "matrices"}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "adamw": _on_weights("adamw"),
+    "fira": _on_weights("fira"),
+    "galore": _on_weights("galore"),
+    "apollo": _on_weights("apollo"),
+    "gradnormlorp": _on_weights("gradnormlorp"),
+    "adarankgrad": _on_weights("adarankgrad"),
+    **{name: {"adapter": name} for name in ("lora", "dora", "lora_pro", "lora_ga", "lora_sb")},
+}
+WITHOUT_RANK = {"adamw"}
+SETTINGS: dict[str, Any] = {
+    "model": "smollm2_135m",
+    "steps": 40,
+    "batch_size": 8,
+    "test_examples": 100,
+    "eval_every": 40,
+    "warmup_steps": 4,
+}
+# Where the search begins: saves runs, changes no result.
+FIRST_GUESS = {"adamw": 5e-5, "lora_sb": 5e-3} | dict.fromkeys(
+    ("lora", "dora", "lora_pro", "lora_ga"), 1e-3
+)
+START = 2e-4
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Run:
+    """What tells one run from another."""
+
+    method: str
+    task: str
+    rank: int
+    seed: int
+    lr: float
+
+
+def config_of(run: Run) -> FinetuneConfig:
+    """The run, as ``experiments.finetune`` would be told of it."""
+    given = {"task": run.task, "rank": run.rank, "seed": run.seed, "lr": run.lr}
+    tested = {"eval_examples": SETTINGS["test_examples"]}
+    flags: dict[str, Any] = given | METHODS[run.method] | SETTINGS | tested
+    return FinetuneConfig(**flags)
+
+
+@functools.cache
+def _inputs(task: str) -> tuple[Path, Any, Inputs]:
+    """Tokens do not depend on method, rank, seed or rate."""
+    config = config_of(Run("lora", task, 1, 0, 0.0))
+    source = checkpoints.resolve(config.model)
+    model_config = huggingface.load_config(source, dtype="float32", param_dtype="float32")
+    return source, model_config, load_inputs(config, source, model_config)
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Fine-tunes and tests; the loss of a run that diverged is None."""
+    config = config_of(run)
+    source, model_config, inputs = _inputs(run.task)
+    _, task = make_task(config, source, model_config, inputs)
+    assert task.begin is not None
+    state = task.begin(None)
+    times = []
+    for _ in range(config.steps or 0):
+        batch, _ = task.next_batch(state)
+        began = time.process_time()
+        state, values = jax.block_until_ready(task.train_step(state, batch))
+        times.append(time.process_time() - began)
+    task.data.close()
+    found = {name: float(value) for name, value in task.evaluate(state).items()}
+    finite = math.isfinite(found["eval_loss"])
+    tested = min(config.eval_examples, len(inputs.task.test))
+    right = round(found["accuracy"] * tested)
+    return {
+        **dataclasses.asdict(run),
+        "eval_loss": found["eval_loss"] if finite else None,
+        "accuracy": found["accuracy"],
+        "accuracy_interval": Proportion(right, tested).interval,
+        "train_loss": float(values["train_loss"]) if finite else None,
+        "trained_parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "state_bytes": device_bytes(state.opt_state),
+        "ms_per_step": 1e3 * statistics.fmean(times[1:]),
+    }
+
+
+def settings() -> dict[str, Any]:
+    """What is the same for all runs."""
+    return SETTINGS | {"search_seed": SEARCH_SEED, "methods": METHODS}
+
+
+def table(rows: list[dict[str, Any]], beside: str = "lora") -> list[dict[str, Any]]:
+    """One line a method, task and rank: means over seeds, and a paired test beside LoRA."""
+    lines: list[dict[str, Any]] = []
+    for task, rank in sorted({(row["task"], row["rank"]) for row in rows}):
+        here = [row for row in rows if (row["task"], row["rank"]) == (task, rank)]
+        group = [line for method in METHODS if (line := _line(here, method))]
+        theirs = _losses(here, beside)
+        tested = []
+        for line in group:
+            difference, p, _ = paired(_losses(here, line["method"]), theirs)
+            line[f"loss_beside_{beside}"] = None if line["method"] == beside else difference
+            line[f"p_beside_{beside}"] = None
+            if p is not None and line["method"] != beside:
+                tested.append((line, p))
+        for (line, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
+            line[f"p_beside_{beside}"] = p
+        lines += sorted(group, key=lambda line: line["eval_loss"])
+    return lines
+
+
+def best_rate(rows: list[dict[str, Any]], method: str) -> float | None:
+    """The best of the search, among rows of one task and rank."""
+    tried = {
+        row["lr"]: row["eval_loss"]
+        for row in rows
+        if (row["method"], row["seed"]) == (method, SEARCH_SEED) and row["eval_loss"] is not None
+    }
+    return min(tried, key=lambda lr: tried[lr], default=None)
+
+
+def _finals(rows: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    best = best_rate(rows, method)
+    return [
+        row
+        for row in rows
+        if row["method"] == method and row["seed"] != SEARCH_SEED and best in (None, row["lr"])
+    ]
+
+
+def _losses(rows: list[dict[str, Any]], method: str) -> dict[int, float]:
+    return {
+        row["seed"]: math.inf if row["eval_loss"] is None else row["eval_loss"]
+        for row in _finals(rows, method)
+    }
+
+
+def _line(rows: list[dict[str, Any]], method: str) -> dict[str, Any] | None:
+    finals = _finals(rows, method)
+    if not finals:
+        return None
+    losses, first = list(_losses(rows, method).values()), finals[0]
+    tested = SETTINGS["test_examples"]
+    right = round(sum(row["accuracy"] for row in finals) * tested)
+    return {
+        **{key: first[key] for key in ("method", "task", "rank", "lr")},
+        "seeds": len(finals),
+        "accuracy": statistics.fmean(row["accuracy"] for row in finals),
+        # Of the examples; those of several seeds are the same ones, so it is a little too narrow.
+        "accuracy_interval": Proportion(right, tested * len(finals)).interval,
+        "eval_loss": statistics.fmean(losses),
+        "spread": statistics.stdev(losses) if len(losses) > 1 else None,
+        **{key: first[key] for key in ("trained_parameters", "state_bytes")},
+        "ms_per_step": statistics.fmean(row["ms_per_step"] for row in finals),
+    }
+
+
+FINETUNING = Book(Run, settings, lambda rows: {"table": table(rows)})
+
+
+def search_and_train(
+    budget: Budget, methods: list[str], task: str, rank: int, seeds: range
+) -> None:
+    """Searches for every method's learning rate, then trains its seeds."""
+    best = {}
+    for method in methods:
+        start = FIRST_GUESS.get(method, START)
+        losses = downhill(
+            lambda lr, method=method: budget.loss(Run(method, task, rank, SEARCH_SEED, lr)),  # type: ignore[misc]
+            start,
+        )
+        best[method] = min(losses, key=lambda lr: losses[lr])
+    for seed in seeds:
+        for method, lr in best.items():
+            budget.loss(Run(method, task, rank, seed, lr))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains what the command line asks for, as long as there is time, and prints the table."""
+    parser = argparse.ArgumentParser(
+        "experiments.reproduce finetuning", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--methods", default=",".join(METHODS), help="by default all")
+    parser.add_argument("--tasks", default="trec", help="as experiments.finetune names them")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget-hours", type=float, default=1.0)
+    parser.add_argument("--output", type=Path, default=Path("runs/finetuning.json"))
+    args = parser.parse_args(argv)
+    methods = args.methods.split(",")
+    if unknown := set(methods) - set(METHODS):
+        parser.error(f"unknown methods {sorted(unknown)}; there are {', '.join(METHODS)}")
+    cache_compiled()
+    budget = Budget(Store(args.output, FINETUNING), args.budget_hours, train)
+    try:
+        for task in args.tasks.split(","):
+            search_and_train(budget, methods, task, args.rank, range(args.seeds))
+    except OutOfTimeError as error:
+        console.print(str(error))
+    Console().print(view(table(list(budget.store.rows.values()))))
+
+
+def view(lines: list[dict[str, Any]]) -> Table:
+    """The table for a terminal."""
+    shown = Table(title="The same model, task and examples")
+    for heading in ("method", "task", "rank", "seeds", "lr", "accuracy", "loss", "state"):
+        shown.add_column(heading, justify="left" if heading == "method" else "right")
+    for line in lines:
+        shown.add_row(
+            line["method"],
+            line["task"],
+            str(line["rank"]),
+            str(line["seeds"]),
+            f"{line['lr']:g}",
+            f"{line['accuracy']:.1%}",
+            f"{line['eval_loss']:.4f}",
+            f"{line['state_bytes'] / 1e6:.1f} MB",
+        )
+    return shown
