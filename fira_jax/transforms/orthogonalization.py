@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -73,9 +73,36 @@ def orthogonalize(
     return on_nodes(replace)
 
 
+@jax.custom_jvp
 def polar(x: jax.Array) -> jax.Array:
     r"""The factor :math:`U V^\top` of each matrix ``[..., r, b]``; zero in its null space."""
+    u, _, vt = _directions(x)
+    return u @ vt
+
+
+@polar.defjvp
+def _polar_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
+    """Its derivative where there is one, and none in the null space.
+
+    That of a singular value decomposition, which JAX would take, divides by differences of singular
+    values: 0/0 where two are equal, though their product has a derivative there.
+    """
+    u, inverse, vt = _directions(primals[0])
+    change = tangents[0]
+    inside = u.mT @ change @ vt.mT
+    values = jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse, 1), 0)
+    sums = values[..., :, None] + values[..., None, :]
+    both = (inverse[..., :, None] > 0) & (inverse[..., None, :] > 0)
+    turn = jnp.where(both, (inside - inside.mT) / jnp.where(both, sums, 1), 0)
+    left = u @ (inverse[..., None] * (u.mT @ change - inside @ vt))
+    right = ((change @ vt.mT - u @ inside) * inverse[..., None, :]) @ vt
+    return u @ vt, u @ turn @ vt + left + right
+
+
+def _directions(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``U``, the inverse singular values and ``V^T``, all zero in the null space."""
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
     rounding = max(x.shape[-2:]) * jnp.finfo(x.dtype).eps
     there = s > rounding * jnp.max(s, axis=-1, keepdims=True)
-    return (u * there.astype(u.dtype)[..., None, :]) @ vt
+    kept = there.astype(u.dtype)
+    return u * kept[..., None, :], kept / jnp.where(there, s, 1), vt * kept[..., None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,6 +11,7 @@ from support import normal, with_spectrum
 
 import fira_jax
 from fira_jax.transforms import orthogonalize
+from fira_jax.transforms.orthogonalization import polar
 
 
 def step(grad, *args, **options):
@@ -65,3 +67,26 @@ def test_unknown_choices_are_refused():
         orthogonalize("qr")
     with pytest.raises(ValueError, match="size must be one of"):
         orthogonalize(size="big")
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 4), (2, 3, 7)])
+@pytest.mark.parametrize("equal", [False, True])
+def test_the_exact_factor_has_its_derivative_even_where_singular_values_are_equal(shape, equal):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64():
+        x = rng.normal(size=shape)
+        if equal:
+            u, _, vt = np.linalg.svd(x, full_matrices=False)
+            x = 2 * u @ vt
+        change = rng.normal(size=shape)
+        _, found = jax.jvp(polar, (jnp.asarray(x),), (jnp.asarray(change),))
+        step = 1e-6
+        differences = (polar(x + step * change) - polar(x - step * change)) / (2 * step)
+        np.testing.assert_allclose(found, differences, atol=1e-7)
+
+
+def test_the_exact_factor_of_nothing_and_of_one_direction_has_a_finite_derivative():
+    one = np.outer(np.arange(1.0, 4), np.ones(5)).astype(np.float32)
+    for x in (np.zeros((3, 5), np.float32), one):
+        gradient = jax.grad(lambda x: jnp.sum(polar(x) ** 3))(x)
+        assert np.isfinite(gradient).all()
