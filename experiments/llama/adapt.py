@@ -9,6 +9,7 @@ from flax import nnx
 
 from experiments.llama.adapters import DoRA, Frozen, LoRA, LoRAXS, start_lora_ga, start_lora_sb
 from experiments.llama.model import Llama, RMSNorm
+from experiments.llama.sora import SoRA
 
 Builder = Callable[..., nnx.Module]
 """``(kernel, rank, alpha, rngs[, gradient]) -> module``; the gradient is that of the kernel."""
@@ -24,6 +25,10 @@ def _rslora(kernel: jax.Array, rank: int, alpha: float, rngs: nnx.Rngs) -> LoRA:
 
 def _dora(kernel: jax.Array, rank: int, alpha: float, rngs: nnx.Rngs) -> LoRA:
     return DoRA(kernel, rank, alpha=alpha, rngs=rngs)
+
+
+def _sora(kernel: jax.Array, rank: int, alpha: float, rngs: nnx.Rngs) -> LoRA:
+    return SoRA(kernel, rank, alpha=alpha, rngs=rngs)
 
 
 def _lora_ga(
@@ -51,6 +56,7 @@ ADAPTERS: dict[str, Builder] = {
     "lora_pro": _lora,
     "lora_ga": _lora_ga,
     "lora_sb": _lora_sb,
+    "sora": _sora,
 }
 
 

@@ -30,8 +30,8 @@ test.jsonl, on every line one of
 Only the answers count in the loss. Where the answer is one of several (a label, a choice), accuracy
 is reported with its 95 % interval, by the likelihood of each answer.
 
-What to train: --adapter lora (or dora, rslora, lora_ga, lora_sb) freezes the model and trains small
-factors by AdamW; --adapter none trains the weights with --optimizer fira, galore, apollo, adamw ...
+What to train: --adapter lora (or dora, sora, rslora, lora_ga, lora_sb) freezes the model and trains
+small factors by AdamW; --adapter none trains the weights with --optimizer fira, galore, adamw ...
 A learning rate that suits LoRA (1e-4 to 1e-3) is ten times too high for full weights (1e-5 to
 1e-4). Rerunning the same command continues exactly where the run stopped.
 
@@ -52,12 +52,14 @@ class FinetuneConfig:
     optimizer: str = "adamw"
     """Name in experiments/training/optimizers.py, such as fira, galore, apollo or adamw."""
     adapter: str = "lora"
-    """lora, rslora, dora, lora_ga, lora_sb, lora_pro (all trained by AdamW), or none: the weights
+    """lora, rslora, dora, sora, lora_ga, lora_sb, lora_pro (all by AdamW), or none: the weights
     themselves are trained."""
     rank: int = 8
     """Of the adapter, or of the optimizer's subspaces."""
     alpha: float = 16.0
     """An adapter's factor is alpha / rank (alpha / sqrt(rank) for rslora)."""
+    gate_penalty: float = 0.5
+    """SoRA's: how hard the gates of directions that learn little are pulled to zero."""
     train: Literal["all", "matrices"] = "all"
     """Without an adapter: all weights, or only the matrices of attention and MLP."""
     lr: float = 5e-4
@@ -181,7 +183,7 @@ def validate(config: FinetuneConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    for name in ("lr", "scale", "weight_decay", "grad_clip", "epochs", "alpha"):
+    for name in ("lr", "scale", "weight_decay", "grad_clip", "epochs", "alpha", "gate_penalty"):
         value = getattr(config, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {value}")

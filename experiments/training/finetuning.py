@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 import fira_jax
@@ -264,6 +265,9 @@ def summarize(
             found.value,
             found.interval,
         )
+    if config.adapter == "sora":
+        gates = [x for path, x in jax.tree.leaves_with_path(state.params) if "gate'" in str(path)]
+        summary["open_gates"] = float(np.mean([np.mean(np.asarray(g) != 0) for g in gates]))
     return summary | {
         "test_examples": len(test),
         "seconds": progress.seconds,
@@ -297,7 +301,11 @@ def _optimizer(config: FinetuneConfig, settings: Any, schedule: Any) -> Any:
     if config.adapter == "lora_pro":
         scaling = config.alpha / config.rank
         return fira_jax.lora_pro(schedule, scaling, config.weight_decay, moments="factors")
-    return build_optimizer(settings, schedule)
+    optimizer = build_optimizer(settings, schedule)
+    if config.adapter == "sora":
+        shrink = fira_jax.transforms.proximal_l1(schedule, config.gate_penalty)
+        return optax.chain(optimizer, shrink)
+    return optimizer
 
 
 def _gradients(model: Llama, inputs: Inputs, config: FinetuneConfig) -> Any:

@@ -59,7 +59,7 @@ def test_packed_rows_and_generation(inputs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["dora", "lora_ga", "lora_sb", "lora_pro"])
+@pytest.mark.parametrize("adapter", ["dora", "sora", "lora_ga", "lora_sb", "lora_pro"])
 def test_every_adapter_starts_where_the_model_was_and_learns(inputs, tmp_path, adapter):
     rate = {"lora_sb": "1e-1"}.get(adapter, "1e-2")
     flags = (f"--adapter={adapter}", f"--lr={rate}", "--steps=12", "--rank=4")
@@ -69,6 +69,13 @@ def test_every_adapter_starts_where_the_model_was_and_learns(inputs, tmp_path, a
     untouched = read_metrics(tmp_path / "plain" / "metrics.jsonl")[0]
     np.testing.assert_allclose(first["train_loss"], untouched["train_loss"], rtol=2e-3)
     assert last["train_loss"] < 0.9 * first["train_loss"]
+
+
+def test_sora_closes_gates_and_says_how_many(inputs, tmp_path):
+    flags = ("--adapter=sora", "--lr=1e-2", "--steps=30", "--rank=4")
+    pulled = run(inputs, *flags, "--gate-penalty=20", f"--output-dir={tmp_path / 'pulled'}")
+    free = run(inputs, *flags, "--gate-penalty=0", f"--output-dir={tmp_path / 'free'}")
+    assert pulled["open_gates"] < 0.5 < free["open_gates"] == 1
 
 
 @pytest.mark.slow
