@@ -60,10 +60,8 @@ SETTINGS: dict[str, Any] = {
     "warmup_steps": 4,
 }
 # Where the search begins: saves runs, changes no result.
-FIRST_GUESS = {"adamw": 5e-5, "lora_sb": 5e-3} | dict.fromkeys(
-    ("lora", "dora", "lora_pro", "lora_ga"), 1e-3
-)
-START = 2e-4
+FIRST_GUESS = {"adamw": 5e-5, "lora_sb": 5e-3}
+START = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, order=True)
