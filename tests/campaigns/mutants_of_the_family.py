@@ -395,6 +395,38 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("methods/swan.py", "methods/test_stateless.py"): [
         ("rows standardized for columns", 'standardize("input")', 'standardize("output")'),
     ],
+    ("transforms/turning.py", "transforms/test_turning.py"): [
+        ("means turned back", "lambda turn, m: turn @ m", "lambda turn, m: turn.mT @ m"),
+        (
+            "squares turned as means are",
+            "lambda turn, v: jnp.square(turn) @ v",
+            "lambda turn, v: turn @ v",
+        ),
+    ],
+    ("newton_schulz.py", "transforms/test_orthogonalization.py"): [
+        (
+            "one norm for all matrices of a stack",
+            "norm = root(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))",
+            "norm = root(jnp.sum(jnp.square(x)))",
+        ),
+        ("a step without its last term", "+ c * gram @ gram", ""),
+    ],
+    ("transforms/orthogonalization.py", "transforms/test_orthogonalization.py"): [
+        ("size by the shorter side", "0.2 * max(m, n) ** 0.5", "0.2 * min(m, n) ** 0.5"),
+        ("derivative of another product", "inside - inside.mT", "inside + inside.mT"),
+        ("directions of the null space kept", "there = s > rounding", "there = s >= 0 * rounding"),
+    ],
+    ("methods/sumo.py", "methods/test_sumo.py"): [
+        ("the limiter watches the residual", 'watch="core"', 'watch="residual"'),
+        ("no residual", "if residual_scale is None", "if True"),
+    ],
+    ("subspace.py", "contracts/test_errors.py"): [
+        (
+            "fields that were computed with are let through",
+            "if self.usable.dtype != jnp.bool_ or self.word.dtype != jnp.uint32:",
+            "if False:",
+        ),
+    ],
     ("transforms/orthogonalization.py", "methods/test_dct_methods.py"): [
         ("shape factor upside down", "max(1.0, n / m)", "max(1.0, m / n)"),
     ],

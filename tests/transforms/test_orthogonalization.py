@@ -10,6 +10,7 @@ import pytest
 from support import normal, with_spectrum
 
 import fira_jax
+from fira_jax.newton_schulz import quintic
 from fira_jax.transforms import orthogonalize
 from fira_jax.transforms.orthogonalization import polar
 
@@ -83,6 +84,18 @@ def test_the_exact_factor_has_its_derivative_even_where_singular_values_are_equa
         step = 1e-6
         differences = (polar(x + step * change) - polar(x - step * change)) / (2 * step)
         np.testing.assert_allclose(found, differences, atol=1e-7)
+
+
+def test_layers_of_a_stack_do_not_see_each_other():
+    stack = np.stack([normal(0, 3, 5), 100 * normal(1, 3, 5)])
+    together = quintic(jnp.asarray(stack), 5)
+    for one, alone in zip(together, stack, strict=True):
+        np.testing.assert_allclose(one, quintic(jnp.asarray(alone), 5), atol=1e-5)
+
+
+def test_the_exact_factor_has_no_direction_that_the_matrix_has_not():
+    one = np.outer(np.arange(1.0, 4), np.ones(5)).astype(np.float32)
+    np.testing.assert_allclose(np.linalg.svd(polar(one))[1], [1, 0, 0], atol=1e-5)
 
 
 def test_the_exact_factor_of_nothing_and_of_one_direction_has_a_finite_derivative():
