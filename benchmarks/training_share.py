@@ -3,12 +3,11 @@
     python -m benchmarks.training_share
 
 Timed on this CPU, for the shapes of LLaMA-60M and LLaMA-130M in float32: forward and backward on
-one sequence of 256 tokens, and the update with the new weights, in turn, round after round, of which
-medians are taken. The weights of each layer are separate matrices, since
-optax.contrib.galore leaves stacks unprojected. Beside a step without a refresh stand the slowest
-step, which is one with a refresh if there are any, and the mean over a gap. Forward and backward
-grow in proportion to the tokens and the update does not: from the same times the share with 16,384
-tokens is computed.
+one sequence of 256 tokens, and the update with the new weights, in turn; medians over the rounds.
+The weights of each layer are separate matrices, since optax.contrib.galore leaves stacks
+unprojected. Beside a step without a refresh stand the slowest step, which is one with a refresh if
+there are any, and the mean over a gap. Forward and backward grow in proportion to the tokens and
+the update does not: from the same times the share with 16,384 tokens is computed.
 
 Computed, not timed: what benchmarks.training_share_predicted says of LLaMA-1B and LLaMA-7B on a v5e
 and an RTX 4090.
