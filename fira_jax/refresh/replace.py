@@ -84,7 +84,7 @@ def _replace_alike(
             stacks.gather(stored),
             all_due,
         )
-        return stacks.scatter(found, stored)
+        return stacks.scatter(found, stored, jnp.any(all_due))
 
     return jax.lax.cond(jnp.any(all_due), replace, lambda: stored)
 
@@ -163,12 +163,33 @@ class _Stacks:
 
         return jax.tree.map(lambda *x: jnp.concatenate(x), *map(flat, self.order))
 
-    def scatter(self, found: Any, like: Sequence[Any]) -> list[Any]:
-        """The way back from :meth:`gather`: a value shaped like each of ``like``."""
+    def scatter(self, found: Any, like: Sequence[Any], true: jax.Array) -> list[Any]:
+        """The way back from :meth:`gather`: a value shaped like each of ``like``.
+
+        Args:
+          found: arrays ``[count, ...]``.
+          like: what is stored for each parameter now.
+          true: a flag that is set, which the compiler does not know.
+        """
         ends = list(itertools.accumulate(map(self._count, self.order), initial=0))
-        slices = itertools.starmap(slice, itertools.pairwise(ends))
-        rows = dict(zip(self.order, slices, strict=True))
-        return [
-            jax.tree.map(lambda x, y, i=i: x[rows[i]].reshape(y.shape), found, old)
-            for i, old in enumerate(like)
-        ]
+        rows = dict(zip(self.order, itertools.pairwise(ends), strict=True))
+        single = [i for i in self.order if not self.views[i].batch_shape]
+        places = dict(zip(single, _hidden([rows[i][0] for i in single], true), strict=True))
+
+        def take(i: int, x: jax.Array, like: jax.Array) -> jax.Array:
+            begin, end = rows[i]
+            taken = jax.lax.dynamic_index_in_dim(x, places[i]) if i in places else x[begin:end]
+            return taken.reshape(like.shape)
+
+        return [jax.tree.map(functools.partial(take, i), found, old) for i, old in enumerate(like)]
+
+
+def _hidden(numbers: list[int], true: jax.Array) -> list[jax.Array]:
+    """The numbers, as the compiler does not know them.
+
+    XLA's CPU compiler makes a kernel of its own for each slice whose place it knows. What comes out
+    of a choice it does not know, and one kernel serves all matrices of a size.
+    """
+    return jax.lax.cond(
+        true, lambda: list(map(jnp.int32, numbers)), lambda: [jnp.int32(0)] * len(numbers)
+    )

@@ -147,7 +147,9 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         known = jax.lax.stop_gradient((sources, [stored[i] for i in projected]))
         found = replace_bases(basis, views, *known, due, key)
 
-        leaves = [x if isinstance(x, optax.MaskedNode) else finite_entries(x) for x in leaves]
+        for i, x in enumerate(leaves):
+            if i not in projected and not isinstance(x, optax.MaskedNode):
+                leaves[i] = finite_entries(x)
         enter_one = traced_once(functools.partial(enter, low_rank), matrices, static_argnums=0)
         for i, matrix, new, is_due in zip(projected, matrices, found, due, strict=True):
             place = word(plan[i].path)  # type: ignore[union-attr]

@@ -1,0 +1,172 @@
+"""How much of the gradient each kind of basis holds over a run, by how often it is refreshed.
+
+    python -m benchmarks.captured_energy
+
+Trains a small LLaMA on real text, byte by byte, with Fira. All kinds see the same gradients of its
+projected matrices; each keeps a basis of its own for every gap. "Energy" is the share of the
+gradient's squared norm inside the subspace, the mean over matrices and over all steps, also those
+without a refresh. "Over svd" compares it with that of the exact SVD of the same gap. Beside it
+stand the products and factorizations of one refresh, counted by running it operation by operation.
+Prints two tables and writes docs/results/captured_energy.json and docs/images/captured_energy.png.
+About five minutes on two cores.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+from flax import nnx
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import fira_jax
+from benchmarks.operations import count_operations
+from experiments.files import write_atomically
+from experiments.llama.configs import load_model_config
+from experiments.llama.model import loss
+from experiments.text import batches as data
+from experiments.training.step import make_init, make_train_step
+
+RESULT = Path("docs/results/captured_energy.json")
+PICTURE = Path("docs/images/captured_energy.png")
+GAPS = (1, 5, 10, 50, 200)
+KINDS: dict[str, fira_jax.basis.Basis] = {
+    "svd": fira_jax.basis.Svd(),
+    "randomized": fira_jax.basis.Randomized(),
+    "power iteration": fira_jax.basis.PowerIteration(),
+    "grassmann": fira_jax.basis.Grassmann(),
+    "oja": fira_jax.basis.Oja(),
+}
+
+
+def gradients(model: str, rank: int, steps: int) -> Iterator[list[jax.Array]]:
+    """Trains and yields at each step the gradients, as stacks ``[n, a, b]`` with ``a <= b``."""
+    config, _ = load_model_config(model)
+    text = data.load(data.DataConfig(tokenizer="bytes", seq_len=256))
+    config = dataclasses.replace(config, vocab_size=text.tokenizer.vocab_size)
+    batches = text.train(batch_size=8, seed=0)
+    schedule = lambda _: 0.01  # noqa: E731
+    choose = fira_jax.match_paths(include=("attn", "mlp"))
+    optimizer = fira_jax.fira(
+        schedule, rank=rank, update_proj_gap=50, weight_dimension_numbers=choose
+    )
+    graphdef, init = make_init(config, optimizer, seed=0)
+    state = jax.jit(init)()
+    step = make_train_step(graphdef, optimizer, schedule, accumulate=1)
+    gradient = jax.jit(jax.grad(lambda params, x: loss(nnx.merge(graphdef, params), x)))
+    for _ in track(range(steps), description=f"training {model}"):
+        tokens = jnp.asarray(next(batches)["tokens"])
+        layers = gradient(state.params, tokens)["layers"]
+        stacks = {**layers["attn"], **layers["mlp"]}.values()
+        yield [x if x.shape[1] <= x.shape[2] else x.swapaxes(1, 2) for x in stacks]
+        state, _ = step(state, tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def refreshed(
+    kind: fira_jax.basis.Basis, stack: jax.Array, stored: jax.Array, step: jax.Array
+) -> jax.Array:
+    """The bases of one stack, one matrix after another."""
+    key = jax.random.fold_in(jax.random.key(0), step)
+
+    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        grad, old = pair
+        unit = jnp.max(jnp.abs(grad)) if kind.scale_free else 1.0
+        return kind.find(grad / unit, old, old.shape[1], key)
+
+    return jax.lax.map(one, (stack, stored))
+
+
+@jax.jit
+def inside(stacks: list[jax.Array], bases: list[jax.Array]) -> jax.Array:
+    """The mean share of energy over all matrices."""
+    shares = [
+        jnp.sum(jnp.square(basis.mT @ stack), (1, 2)) / jnp.sum(jnp.square(stack), (1, 2))
+        for stack, basis in zip(stacks, bases, strict=True)
+    ]
+    return jnp.mean(jnp.concatenate(shares))
+
+
+def shares_over(model: str, rank: int, steps: int) -> dict[tuple[str, int], list[jax.Array]]:
+    """The share of energy at each step, for each kind and gap."""
+    stored: dict[tuple[str, int], list[jax.Array]] = {}
+    shares: dict[tuple[str, int], list[jax.Array]] = {}
+    for step, stacks in enumerate(gradients(model, rank, steps)):
+        for name, kind in KINDS.items():
+            for gap in GAPS:
+                mine = stored.get((name, gap)) or [
+                    jnp.tile(kind.init(x.shape[1], rank, x.dtype), (len(x), 1, 1)) for x in stacks
+                ]
+                if step % gap == 0:
+                    pairs = zip(stacks, mine, strict=True)
+                    mine = [refreshed(kind, x, old, jnp.int32(step)) for x, old in pairs]
+                stored[name, gap] = mine
+                shares.setdefault((name, gap), []).append(inside(stacks, mine))
+    return shares
+
+
+def operations(kind: fira_jax.basis.Basis, rank: int, a: int, b: int) -> dict[str, int]:
+    """Of a refresh that is not the first, on a matrix like a gradient."""
+    key = jax.random.key(0)
+    grad = jax.random.normal(key, (a, b)) / jnp.arange(1.0, a + 1)[:, None]
+    start = kind.init(a, rank, jnp.float32)
+    first = kind.find(grad / jnp.max(jnp.abs(grad)), start, rank, key)
+    return count_operations(lambda g, old: kind.find(g, old, rank, key), grad, first)
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Energy over that of the SVD by the gap."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    columns = {"energy_percent": "energy inside, %", "over_svd_percent": "over svd, same gap, %"}
+    for axis, (column, title) in zip(axes, columns.items(), strict=True):
+        for name in KINDS:
+            mine = [row for row in rows if row["basis"] == name]
+            axis.plot([r["gap"] for r in mine], [r[column] for r in mine], marker="o", label=name)
+        axis.set(title=title, xlabel="steps between refreshes", xscale="log")
+        axis.set_xticks(GAPS, map(str, GAPS))
+    axes[0].legend(fontsize=8)
+    figure.savefig(PICTURE, dpi=120)
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="llama_200k")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=400)
+    args = parser.parse_args()
+    shares = shares_over(args.model, args.rank, args.steps)
+    means = {key: statistics.mean(map(float, values)) for key, values in shares.items()}
+    rows = [
+        {
+            "basis": name,
+            "gap": gap,
+            "energy_percent": 100 * means[name, gap],
+            "over_svd_percent": 100 * means[name, gap] / means["svd", gap],
+        }
+        for name in KINDS
+        for gap in GAPS
+    ]
+    counts = [{"basis": n, **operations(kind, 128, 512, 1376)} for n, kind in KINDS.items()]
+    settings = {"model": args.model, "rank": args.rank, "steps": args.steps, "tokenizer": "bytes"}
+    text = json.dumps({**settings, "rows": rows, "operations": counts}, indent=1)
+    write_atomically(RESULT, text + "\n")
+    draw(rows)
+    for each in (rows, counts):
+        table = Table(*(name.replace("_", " ") for name in each[0]))
+        for row in each:
+            table.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values()))
+        Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
