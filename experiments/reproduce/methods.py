@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import fira_jax
@@ -97,9 +99,23 @@ def muon(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTr
 def optax_galore(
     lr: optax.Schedule, rank: int, gap: int, seed: Any
 ) -> optax.GradientTransformation:
-    """Optax's own GaLore, at the scale of the paper."""
+    """Optax's own GaLore, at the scale of the paper; it takes layers one by one."""
     del seed
-    return optax.contrib.galore(lr, rank, gap, 0.25, weight_dimension_numbers=MATRICES)
+    return of_layers(optax.contrib.galore(lr, rank, gap, 0.25, weight_dimension_numbers=MATRICES))
+
+
+def of_layers(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation that knows no stacks, given each layer's arrays by themselves."""
+
+    def apart(tree: Any) -> Any:
+        return tree | {"layers": jax.tree.map(tuple, tree["layers"])}
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        layers, state = tx.update(apart(updates), state, apart(params))
+        stacked = jax.tree.map(jnp.stack, layers["layers"], is_leaf=lambda x: isinstance(x, tuple))
+        return layers | {"layers": stacked}, state
+
+    return optax.GradientTransformation(lambda params: tx.init(apart(params)), update)
 
 
 TRACKED = PowerIteration()
