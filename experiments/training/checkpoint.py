@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from experiments.files import one_line
+from experiments.training.quiet import raise_without_logging
 
 # Raised when a state's structure changes on purpose, with a way to read the older one.
 # 0: before checksums; 1: as described here.
@@ -55,6 +55,7 @@ class Checkpoints:
         say: Callable[[str], None] = print,
     ):
         self._directory, self._say = epath.Path(directory), say
+        raise_without_logging()
         if "://" not in os.fspath(directory):
             self._directory = epath.Path(os.path.abspath(directory))
         self._set_aside_empty()
@@ -140,8 +141,6 @@ class Checkpoints:
                 raise CheckpointError(f"{self._directory / str(step)}: {error}") from None
             except Exception as error:  # whatever Orbax, JSON and the disk say to damaged files
                 reason = _short(error)
-                # Each further read that Orbax gave up would end in a traceback of its own.
-                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             if _all_agree(found is not None):
                 for bad, why in damaged.items():
                     self._say(
@@ -336,4 +335,4 @@ def _short(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(one_line(error).split())
-    return text if len(text) <= 160 else text[:157] + "..."
+    return text if len(text) <= 160 else f"{text[:77]} ... {text[-78:]}"  # the cause stands last

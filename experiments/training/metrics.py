@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import tensorboardX.summary
@@ -32,18 +32,19 @@ class Log(Protocol):
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
     """Every step of a ``metrics.jsonl``; lines that damage or a kill cut short are left out."""
+    return [record for record in _read_lines(path) if isinstance(record.get("step"), int)]
+
+
+def _read_lines(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Every whole line: steps and gaps."""
     file = epath.Path(path)
-    if not file.exists():
-        return []
-    records = []
-    for line in file.read_bytes().splitlines(keepends=True):
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else ():
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
         except ValueError:  # also what is no UTF-8
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+        if isinstance(record, dict):
+            yield record
 
 
 class MetricsLog:
@@ -72,11 +73,13 @@ class MetricsLog:
     ):
         self._path, self._say = epath.Path(directory) / "metrics.jsonl", say
         known = {r["step"]: r for r in (*read_metrics(self._path), *remembered)}
-        lines: list[Record] = []
+        said = [record["gap"] for record in _read_lines(self._path) if "gap" in record]
         for first, last in _runs_of_missing(known, after_step):
             known[first] = {"gap": [first, last]}
+            if [first, last] in said:
+                continue  # an earlier process told of it
             say(f"{self._path}: steps {first} to {last} are lost, in the log only; a gap says so")
-        lines = [known[step] for step in sorted(known) if 1 <= step <= after_step]
+        lines: list[Record] = [known[step] for step in sorted(known) if 1 <= step <= after_step]
         self._text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self._path, self._text)
         self._new: list[Record] = []

@@ -130,6 +130,9 @@ def test_a_lost_log_leaves_a_gap_and_nothing_else(whole, copy, capsys):
     assert first == '{"gap": [1, 4]}'
     assert log_of(copy) == whole[4:]
     assert "steps 1 to 4 are lost, in the log only" in capsys.readouterr().out
+    said: list[str] = []
+    MetricsLog(copy, len(whole), say=said.append).close()
+    assert not said  # not once more at every start
 
 
 def test_the_log_is_on_disk_before_a_checkpoint_is(tmp_path, monkeypatch):
@@ -185,7 +188,7 @@ def test_without_room_for_tensorboard_training_goes_on(whole, tmp_path, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_checkpoint_that_has_no_room_stops_the_run_in_one_line(whole, copy):
+def test_a_checkpoint_that_has_no_room_stops_the_run_in_one_line(whole, copy, caplog):
     """Files above a size can't be written, as on a full disk; what was there stays."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     log = (copy / "metrics.jsonl").stat().st_size
@@ -198,6 +201,9 @@ def test_a_checkpoint_that_has_no_room_stops_the_run_in_one_line(whole, copy):
     assert "checkpoint 12 could not be written" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "checkpoint 8 remains" in str(caught.value)
+    # The system's words, even if Orbax put long paths before them; and no traceback in the log.
+    assert "File too large" in str(caught.value)
+    assert not [record for record in caplog.records if record.exc_info]
     run(copy)
     assert log_of(copy) == whole
 
