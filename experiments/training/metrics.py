@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-import tensorboardX.summary
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
-from experiments.files import is_remote, write_atomically
+from experiments.files import is_remote, naming, write_atomically
 
 Record = dict[str, Any]
 
@@ -96,8 +96,9 @@ class MetricsLog:
         self._new.append(clean)
         line = json.dumps(clean) + "\n"
         if self._file:
-            self._file.write(line)
-            self._file.flush()  # whatever happens to the process, the system has the line
+            with naming(self._path):
+                self._file.write(line)
+                self._file.flush()  # whatever happens to the process, the system has the line
         else:
             self._text += line
         if self._board:
@@ -107,7 +108,8 @@ class MetricsLog:
     def sync(self) -> list[Record]:
         """Brings all lines to the disk, past a power cut; returns those since the last call."""
         if self._file:
-            os.fsync(self._file.fileno())
+            with naming(self._path):
+                os.fsync(self._file.fileno())
         else:
             write_atomically(self._path, self._text)
         new, self._new = self._new, []
@@ -116,7 +118,8 @@ class MetricsLog:
     def close(self) -> None:
         """Closes both logs."""
         if self._file:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
         elif self._new:
             write_atomically(self._path, self._text)
         if self._board:
@@ -174,9 +177,9 @@ class Board:
         """Adds one step's numbers."""
         for name, value in record.items():
             if name != "step":
-                self._put(
-                    Event(step=record["step"], summary=tensorboardX.summary.scalar(name, value))
-                )
+                # As `tensorboardX.summary.scalar` does, without a warning for every NaN.
+                number = Summary.Value(tag=name, simple_value=value)
+                self._put(Event(step=record["step"], summary=Summary(value=[number])))
 
     def _put(self, event: Event) -> None:
         if self._writer is None:
