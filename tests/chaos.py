@@ -229,15 +229,16 @@ def storm(chaos: Chaos, kinds: list[str], minutes: float, say: Callable[[str], N
         write_atomically(kept, json.dumps([done, chaos.announced]))
         say(f"{number + 1}/{len(kinds)}: {kind}: {outcome}; step {chaos.reached('run')}")
     chaos.end(chaos.start("run"), 0)
-    outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for kind, outcome in done:
-        outcomes[kind][outcome] += 1
+    outcomes = collections.Counter((kind, outcome) for kind, outcome in done)
     return {
         "disturbances": len(done),
         "steps": chaos.steps,
-        "outcomes": {kind: dict(counts) for kind, counts in outcomes.items()},
-        "announced": chaos.announced,
         **chaos.compare("run", "undisturbed"),
+        "outcomes": [
+            {"disturbance": kind, "what came of it": outcome, "times": times}
+            for (kind, outcome), times in sorted(outcomes.items())
+        ],
+        "announced": chaos.announced,
     }
 
 
@@ -255,7 +256,7 @@ def devices(chaos: Chaos, counts: tuple[int, ...] = (1, 4, 2)) -> dict[str, Any]
         changed_after.append(chaos.reached("many"))
     chaos.end(chaos.start("many", slowly, devices=counts[-1]), 0)
     return {
-        "devices": list(counts),
+        "disturbances": len(changed_after),
         "steps": chaos.steps,
         "changed_after_steps": changed_after,
         **chaos.compare("many", "one device", 1e-5),
@@ -284,7 +285,12 @@ def main() -> None:
     )
     shutil.rmtree(folder / "devices", ignore_errors=True)
     two = devices(Chaos(folder / "devices", 100, options.seed))
-    result = {"seed": options.seed, "one_device": one, "changing_devices": two}
+    result = {
+        "seed": options.seed,
+        "outcomes": one.pop("outcomes"),
+        "announced": one.pop("announced"),
+        "runs": {"one device": one, "on 1, then 4, then 2 devices": two},
+    }
     write_atomically(RESULTS, json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     shutil.rmtree(folder)
