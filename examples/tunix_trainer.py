@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,21 +24,18 @@ class Losses(TrainingHooks):
         """Begins with none."""
         self.all: list[float] = []
 
-    def on_train_step_end(self, train_ctx: PeftTrainer, train_step: int, train_loss: float) -> None:
-        """Keeps one."""
-        self.all.append(float(train_loss))
+    def on_train_step_end(self, *told: Any) -> None:
+        """Is told of the trainer, the step and its loss."""
+        self.all.append(float(told[-1]))
 
-    def on_train_start(self, train_ctx: PeftTrainer) -> None:
+    def on_train_start(self, *_: object) -> None:
         """Nothing."""
 
-    on_train_end = on_train_step_start = on_eval_step_start = on_train_start
-
-    def on_eval_step_end(self, train_ctx: PeftTrainer, eval_loss: float) -> None:
-        """Nothing."""
+    on_train_end = on_train_step_start = on_eval_step_start = on_eval_step_end = on_train_start
 
 
 class Adapted(nnx.Module):
-    """The model of ``flax_nnx.py`` whose head has an adapter: LoRA, and nothing else, is trained."""
+    """The model of ``flax_nnx.py`` with LoRA at its head: the adapter alone is trained."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         """Makes frozen weights and an adapter."""
@@ -73,7 +71,7 @@ def train(
 
 
 def in_two_parts(make: type, tx: optax.GradientTransformation) -> list[float]:
-    """Trains once as a whole and once in two processes' worth of parts: exactly the same weights."""
+    """Trains once as a whole and once in two parts: exactly the same weights."""
     with tempfile.TemporaryDirectory() as folder:
         whole, first, second = (make(nnx.Rngs(0)) for _ in range(3))
         losses = train(whole, tx, Path(folder, "whole"), shared.STEPS)
