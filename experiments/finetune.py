@@ -1,22 +1,21 @@
 """``python -m experiments.finetune``: fine-tune a LLaMA on a task. See ``--help``."""
 
-import signal
 import sys
 
 from experiments.compiled import cache_compiled
 from experiments.files import one_line
 from experiments.pretrain import EXPECTED_ERRORS
 from experiments.training import finetune_config, finetuning
-from experiments.training.interrupt import RESUME_ME, InterruptedRun
+from experiments.training.interrupt import RESUME_ME, InterruptedRun, heard
 
 
 def main() -> None:
     """Runs the command line; expected failures end in one clear line, not in a traceback."""
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        config = finetune_config.parse()
-        cache_compiled()
-        finetuning.run(config)
+        with heard():
+            config = finetune_config.parse()
+            cache_compiled()
+            finetuning.run(config)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {one_line(error)}")
     except (InterruptedRun, KeyboardInterrupt) as interruption:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import sys
 
 import jax
@@ -14,7 +13,7 @@ from experiments.text.corpus import CorpusError
 from experiments.text.packages import DownloadError
 from experiments.training import config, pretraining
 from experiments.training.checkpoint import CheckpointError
-from experiments.training.interrupt import RESUME_ME, InterruptedRun
+from experiments.training.interrupt import RESUME_ME, InterruptedRun, heard
 from experiments.training.lock import InUseError
 from experiments.training.report import DivergedError
 
@@ -26,17 +25,8 @@ EXPECTED_ERRORS = (
 def main() -> None:
     """Runs the command line; expected failures end in one clear line, not in a traceback."""
     try:
-        # Before training nothing can be lost; while training it listens itself.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        run = config.parse()
-        if run.distributed:
-            mesh.join(run.distributed)
-        cache_compiled()
-        # All processes do the same; one speaks.
-        with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
-            if not mesh.is_first_process():
-                stack.enter_context(contextlib.redirect_stdout(nowhere))
-            pretraining.run(run)
+        with heard():
+            _run()
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {one_line(error)}")
     except jax.errors.JaxRuntimeError as error:
@@ -49,6 +39,18 @@ def main() -> None:
     except (InterruptedRun, KeyboardInterrupt) as interruption:
         print(str(interruption) or "interrupted; the same command continues", file=sys.stderr)
         sys.exit(RESUME_ME)
+
+
+def _run() -> None:
+    run = config.parse()
+    if run.distributed:
+        mesh.join(run.distributed)
+    cache_compiled()
+    # All processes do the same; one speaks.
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+        if not mesh.is_first_process():
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        pretraining.run(run)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ FRAMEWORKS = {
     "equinox_model": "equinox",
     "haiku_model": "haiku",
     "keras_model": "keras",
+    "tunix_trainer": "tunix",
     "vision_transformer": "flax",
     "mixture_of_experts": "jax",
 }

@@ -1,6 +1,6 @@
 """Orbax checkpoints of everything that decides how a run goes on, each with its own proof.
 
-With a state go its arrays' checksums (:func:`checksums`) and a note: a value for JSON with its own
+With a state go its arrays' checksums (``checksums.py``) and a note: a value for JSON with its own
 SHA-256. A checkpoint is good if what is read back has the same; otherwise the one before decides.
 """
 
@@ -8,7 +8,7 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
+import math
 import os
 import re
 from collections.abc import Callable
@@ -22,6 +22,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from experiments.files import one_line
+from experiments.training.checksums import checksums
+from experiments.training.quiet import raise_without_logging
 
 # Raised when a state's structure changes on purpose, with a way to read the older one.
 # 0: before checksums; 1: as described here.
@@ -55,9 +57,10 @@ class Checkpoints:
         say: Callable[[str], None] = print,
     ):
         self._directory, self._say = epath.Path(directory), say
+        raise_without_logging()
         if "://" not in os.fspath(directory):
             self._directory = epath.Path(os.path.abspath(directory))
-        self._set_aside_empty()
+        self._tidy()
         best = _policies.BestN(
             get_metric_fn=lambda metrics: -metrics["eval_loss"],
             n=1,
@@ -140,8 +143,6 @@ class Checkpoints:
                 raise CheckpointError(f"{self._directory / str(step)}: {error}") from None
             except Exception as error:  # whatever Orbax, JSON and the disk say to damaged files
                 reason = _short(error)
-                # Each further read that Orbax gave up would end in a traceback of its own.
-                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             if _all_agree(found is not None):
                 for bad, why in damaged.items():
                     self._say(
@@ -199,13 +200,18 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # what failed was said above
                 self._checkpointer.close()
 
-    def _set_aside_empty(self) -> None:
-        """Renames folders named as checkpoints in which nothing is: Orbax would count them."""
+    def _tidy(self) -> None:
+        """Removes what Orbax would count as a checkpoint or an evaluation, and stumble over."""
         if self._directory.is_dir() and jax.process_index() == 0:
             for folder in self._directory.iterdir():
-                if re.fullmatch(r"\d+", folder.name) and not any(folder.iterdir()):
+                if not re.fullmatch(r"\d+", folder.name):
+                    continue
+                if not any(folder.iterdir()):
                     self._say(f"{folder} is empty, no checkpoint: removed")
                     folder.rmdir()
+                elif (folder / "metrics").exists() and not _is_evaluation(folder / "metrics"):
+                    self._say(f"the evaluation of checkpoint {folder.name} is damaged: forgotten")
+                    (folder / "metrics").rmtree()
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints")
 
@@ -230,58 +236,18 @@ class Checkpoints:
             ) from error
 
 
-def checksums(state: Any) -> dict[str, list[Any]]:
-    """Dtype, shape and a 32-bit checksum of every array, by its path.
-
-    Computed where the arrays are. Integers are added, which no order of devices changes, so the
-    sum is the same on every mesh; and each number enters through a bijection that its place
-    chooses, so that one changed number, wherever it is, always changes the sum.
-    """
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    sums = np.asarray(_sums([leaf for _, leaf in leaves]))
-    return {
-        jax.tree_util.keystr(path): [str(leaf.dtype), list(leaf.shape), int(total)]
-        for (path, leaf), total in zip(leaves, sums, strict=True)
-    }
-
-
-@jax.jit
-def _sums(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_sum(x) for x in leaves])
-
-
-def _sum(x: jax.Array) -> jax.Array:
-    if x.dtype == bool or x.dtype.itemsize == 1:  # also the 4-bit types, which are stored in bytes
-        words = x.astype(jnp.uint8) if x.dtype.kind in "bu" else _words(x)
-    else:
-        words = _words(x)
-    place = jnp.zeros(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-        along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        place = _mix(place * jnp.uint32(words.shape[axis] % 2**32) + along)
-    return jnp.sum(_mix(words.astype(jnp.uint32) ^ place), dtype=jnp.uint32)
-
-
-def _words(x: jax.Array) -> jax.Array:
-    """Bits as unsigned integers of at most 32 bits."""
-    bits = (
-        jnp.finfo(x.dtype).bits if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.iinfo(x.dtype).bits
-    )
-    return jax.lax.bitcast_convert_type(x, f"uint{min(bits, 32)}")
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of 32-bit integers that spreads every bit: shifts and odd factors."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
 @functools.partial(jax.jit)
 def all_finite(tree: Any) -> jax.Array:
     """Whether no number of a tree is NaN or infinite."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats])) if floats else jnp.bool(1)
+
+
+def _is_evaluation(folder: epath.Path) -> bool:
+    """Whether the loss that Orbax keeps beside a checkpoint, to find the best one, is a number."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        return math.isfinite(json.loads((folder / "metrics").read_text())["eval_loss"])
+    return False
 
 
 class _OtherStructureError(ValueError):
@@ -336,4 +302,4 @@ def _short(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(one_line(error).split())
-    return text if len(text) <= 160 else text[:157] + "..."
+    return text if len(text) <= 160 else f"{text[:77]} ... {text[-78:]}"  # the cause stands last

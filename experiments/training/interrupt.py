@@ -22,6 +22,31 @@ GRACE_SECONDS = 25.0  # Slurm and Kubernetes kill after 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+@contextlib.contextmanager
+def heard(again: float = 0.5) -> Iterator[None]:
+    """Before training: SIGTERM and SIGINT raise ``KeyboardInterrupt`` until it arrives here.
+
+    Once is not enough: what is raised inside a callback, such as the one that JAX gives the garbage
+    collector, is dropped, and most of what runs while a program is traced is in one.
+
+    Args:
+        again: Seconds until it is raised again.
+    """
+
+    def interrupt(number: int, frame: object) -> None:  # noqa: ARG001
+        signal.setitimer(signal.ITIMER_REAL, again)
+        raise KeyboardInterrupt
+
+    numbers = (*_SIGNALS, signal.SIGALRM)
+    handlers = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 class InterruptedRun(Exception):  # noqa: N818  it is no error
     """The run was asked to leave, and what it did is saved."""
 

@@ -4,15 +4,15 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-import tensorboardX.summary
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
-from experiments.files import is_remote, write_atomically
+from experiments.files import is_remote, naming, write_atomically
 
 Record = dict[str, Any]
 
@@ -32,18 +32,19 @@ class Log(Protocol):
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
     """Every step of a ``metrics.jsonl``; lines that damage or a kill cut short are left out."""
+    return [record for record in _read_lines(path) if isinstance(record.get("step"), int)]
+
+
+def _read_lines(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Every whole line: steps and gaps."""
     file = epath.Path(path)
-    if not file.exists():
-        return []
-    records = []
-    for line in file.read_bytes().splitlines(keepends=True):
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else ():
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
         except ValueError:  # also what is no UTF-8
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+        if isinstance(record, dict):
+            yield record
 
 
 class MetricsLog:
@@ -72,11 +73,13 @@ class MetricsLog:
     ):
         self._path, self._say = epath.Path(directory) / "metrics.jsonl", say
         known = {r["step"]: r for r in (*read_metrics(self._path), *remembered)}
-        lines: list[Record] = []
+        said = [record["gap"] for record in _read_lines(self._path) if "gap" in record]
         for first, last in _runs_of_missing(known, after_step):
             known[first] = {"gap": [first, last]}
+            if [first, last] in said:
+                continue  # an earlier process told of it
             say(f"{self._path}: steps {first} to {last} are lost, in the log only; a gap says so")
-        lines = [known[step] for step in sorted(known) if 1 <= step <= after_step]
+        lines: list[Record] = [known[step] for step in sorted(known) if 1 <= step <= after_step]
         self._text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self._path, self._text)
         self._new: list[Record] = []
@@ -93,8 +96,9 @@ class MetricsLog:
         self._new.append(clean)
         line = json.dumps(clean) + "\n"
         if self._file:
-            self._file.write(line)
-            self._file.flush()  # whatever happens to the process, the system has the line
+            with naming(self._path):
+                self._file.write(line)
+                self._file.flush()  # whatever happens to the process, the system has the line
         else:
             self._text += line
         if self._board:
@@ -104,7 +108,8 @@ class MetricsLog:
     def sync(self) -> list[Record]:
         """Brings all lines to the disk, past a power cut; returns those since the last call."""
         if self._file:
-            os.fsync(self._file.fileno())
+            with naming(self._path):
+                os.fsync(self._file.fileno())
         else:
             write_atomically(self._path, self._text)
         new, self._new = self._new, []
@@ -113,7 +118,8 @@ class MetricsLog:
     def close(self) -> None:
         """Closes both logs."""
         if self._file:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
         elif self._new:
             write_atomically(self._path, self._text)
         if self._board:
@@ -171,9 +177,9 @@ class Board:
         """Adds one step's numbers."""
         for name, value in record.items():
             if name != "step":
-                self._put(
-                    Event(step=record["step"], summary=tensorboardX.summary.scalar(name, value))
-                )
+                # As `tensorboardX.summary.scalar` does, without a warning for every NaN.
+                number = Summary.Value(tag=name, simple_value=value)
+                self._put(Event(step=record["step"], summary=Summary(value=[number])))
 
     def _put(self, event: Event) -> None:
         if self._writer is None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import optax
 
 from fira_jax.checks import STATIC_ARGS, decay, did_you_mean, epsilon, number, require_learning_rate
 
@@ -79,9 +80,36 @@ def checked(make: Method) -> Method:
                 _require_tree(name, value)
             elif name in _NUMBERS and (value is not None or _is_needed(signature, name)):
                 bound.arguments[name] = _NUMBERS[name](name, value)
-        return make(*bound.args, **bound.kwargs)
+        return _as_wide_as_they_were(make(*bound.args, **bound.kwargs))
 
     return made  # type: ignore[return-value]
+
+
+def _as_wide_as_they_were(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns updates in the dtype of gradient or parameter, whichever is wider.
+
+    Injected hyperparameters are arrays in float32, which widen what they multiply, as a float32
+    state does; wrappers such as ``optax.apply_if_finite`` need the dtypes that came in.
+    """
+
+    def update(
+        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        new, state = tx.update(updates, state, params, **extra_args)
+        leaves, treedef = jax.tree.flatten(new)
+        both = jax.tree.leaves(updates), jax.tree.leaves(params)
+        if any(len(leaves) != len(other) for other in both):
+            return new, state
+        widest = (
+            max((leaf.dtype for leaf in pair), key=lambda dtype: dtype.itemsize)
+            for pair in zip(*both, strict=True)
+        )
+        cast = [x.astype(dtype) for x, dtype in zip(leaves, widest, strict=True)]
+        return jax.tree.unflatten(treedef, cast), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _is_needed(signature: inspect.Signature, name: str) -> bool:

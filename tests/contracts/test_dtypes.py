@@ -5,11 +5,22 @@ Traced only, so that it costs little for every method and every piece.
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from family import VARIANTS, arrays_of, build, gradients, params
+from family import (
+    METHODS,
+    VARIANTS,
+    arrays_of,
+    build,
+    gradients,
+    params,
+    small,
+    with_extras,
+)
 
 import fira_jax
 
@@ -52,6 +63,27 @@ def test_moments_of_float16_parameters_are_float32(variant):
     assert arrays_of(before) == arrays_of(after)
     narrow = [path for path, x in arrays_of(before) if x.dtype == jnp.float16]
     assert not [path for path in narrow if not any(part in path for part in SMALL_ENOUGH)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_wrappers_that_need_the_dtypes_of_gradients_get_them(variant, dtype):
+    """Injected numbers are float32 arrays, and a branch that skips a step has its gradients."""
+    method, fixed = VARIANTS[variant]
+    options = small(method, **fixed)
+    taken = inspect.signature(METHODS[method]).parameters
+    static = [
+        name
+        for name, parameter in taken.items()
+        if callable(options.get(name)) or type(options.get(name, parameter.default)) is int
+    ]
+    inject = optax.inject_hyperparams(METHODS[method], static_args=static)
+    tx = optax.apply_if_finite(with_extras(inject(**options)), 3)
+    weights, grads = params(variant, dtype), gradients(variant, 1, dtype)
+    state = jax.eval_shape(tx.init, weights)
+    updates, after = jax.eval_shape(tx.update, grads, state, weights)
+    assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+    assert arrays_of(state) == arrays_of(after)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.files import write_atomically
 from experiments.training import metrics
-from experiments.training.checkpoint import CheckpointError, Checkpoints, checksums
+from experiments.training.checkpoint import CheckpointError, Checkpoints
+from experiments.training.checksums import checksums
 from experiments.training.metrics import MetricsLog
 from tests.experiments import tiny_task
 from tests.experiments.tiny_task import log_of, run
@@ -30,7 +32,7 @@ def whole(tmp_path_factory) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
-    """A run that stopped at step 8 with checkpoints 4 and 8."""
+    """A run that stopped at step 8 with checkpoints 4 and 8, both evaluated."""
     directory = tmp_path_factory.mktemp("stopped")
     run(directory, stop=8)
     return directory
@@ -130,6 +132,9 @@ def test_a_lost_log_leaves_a_gap_and_nothing_else(whole, copy, capsys):
     assert first == '{"gap": [1, 4]}'
     assert log_of(copy) == whole[4:]
     assert "steps 1 to 4 are lost, in the log only" in capsys.readouterr().out
+    said: list[str] = []
+    MetricsLog(copy, len(whole), say=said.append).close()
+    assert not said  # not once more at every start
 
 
 def test_the_log_is_on_disk_before_a_checkpoint_is(tmp_path, monkeypatch):
@@ -185,7 +190,7 @@ def test_without_room_for_tensorboard_training_goes_on(whole, tmp_path, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_checkpoint_that_has_no_room_stops_the_run_in_one_line(whole, copy):
+def test_a_checkpoint_that_has_no_room_stops_the_run_in_one_line(whole, copy, caplog):
     """Files above a size can't be written, as on a full disk; what was there stays."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     log = (copy / "metrics.jsonl").stat().st_size
@@ -198,8 +203,29 @@ def test_a_checkpoint_that_has_no_room_stops_the_run_in_one_line(whole, copy):
     assert "checkpoint 12 could not be written" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "checkpoint 8 remains" in str(caught.value)
+    # The system's words, even if Orbax put long paths before them; and no traceback in the log.
+    assert "File too large" in str(caught.value)
+    assert not [record for record in caplog.records if record.exc_info]
     run(copy)
     assert log_of(copy) == whole
+
+
+def test_a_full_disk_names_the_file_that_it_has_no_room_for(tmp_path):
+    """``/dev/full`` is a disk without room: the system's own error names no file."""
+    log = MetricsLog(tmp_path, 0)
+    log._file = open("/dev/full", "a")  # noqa: SIM115  closed by the log
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        log.write({"step": 1})
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        log.close()  # what is still in its buffer
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"settings\.json"):
+            write_atomically(tmp_path / "settings.json", "x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("settings*"))
 
 
 def test_two_hundred_checkpoints_leave_no_file_open(tmp_path):

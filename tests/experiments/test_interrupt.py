@@ -1,5 +1,6 @@
 """Signals and second processes: who is told to leave saves first; who comes second is refused."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.folder import RunFolder
-from experiments.training.interrupt import RESUME_ME, Interrupt, InterruptedRun
+from experiments.training.interrupt import RESUME_ME, Interrupt, InterruptedRun, heard
 from experiments.training.lock import NAME, InUseError, Lease, held
 from experiments.training.metrics import MetricsLog, read_metrics
 from tests.experiments.tiny_task import ROWS, log_of, make_task, run
@@ -53,6 +54,19 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(tmp_path, number):
     assert InterruptedRun.exit_code == RESUME_ME == 75
     run(tmp_path / "run", every=100)
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
+
+
+def test_an_interruption_that_a_callback_drops_comes_again():
+    def handlers():
+        return [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
+
+    before = handlers()
+    with pytest.raises(KeyboardInterrupt), heard(again=0.05):  # noqa: PT012
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(20)
+    assert handlers() == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_handlers_are_given_back(tmp_path):

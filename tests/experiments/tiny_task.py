@@ -64,7 +64,7 @@ def run(
     steps: int = 20,
     stop: int | None = None,
     every: int = 4,
-    eval_every: int = 10,
+    eval_every: int = 4,
     **changes: Any,
 ) -> Progress:
     """A run as an entry point makes it."""
