@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+import fira_jax
 from experiments.llama.configs import load_model_config
 from experiments.llama.model import Llama, LlamaConfig
 from experiments.llama.parametrization import (
@@ -184,8 +186,8 @@ def _matrix_bytes(method: str, size: str, rank: int) -> int:
         return drawn
 
     params, _ = split(nnx.eval_shape(model))
-    layers = {"layers": {part: params["layers"][part] for part in ("attn", "mlp")}}
-    return _bytes(jax.eval_shape(optimizer.init, layers))
+    rows = fira_jax.describe(optimizer, params).rows
+    return sum(row.state_bytes for row in rows if re.search("attn|mlp", row.path))
 
 
 def _parametrized(method: str, rank: int, gap: int, seed: Any) -> PretrainConfig:
