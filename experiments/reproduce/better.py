@@ -9,7 +9,7 @@ TABLE = Table(
         "fira_tracked_gap20", "fira_4bit_rank_x4_tracked_gap20", "fira_tracked_gap5",
         "fira_randomized_gap10_carried", "fira_tracked_gap10_kept", "fira_carried", "fira_gap10",
         "fira_gap20", "fira_8bit_rank_x4_tracked_gap10", "fira_tracked_gap10_paper",
-        "apollo_mini", "racs", "subtrack", "alice_0",
+        "apollo_mini", "racs", "subtrack", "alice_0", "sumo", "sumo_tracked_gap10",
     ),
     beside=("fira", "fira_tracked_gap10"),
     seeds=5,

@@ -40,6 +40,19 @@ def fira(gap: int | None = None, **options: Any) -> Make:
     return make
 
 
+def sumo(gap: int, **options: Any) -> Make:
+    """SUMO with choices of its own: the moment in the subspace is orthogonalized."""
+    own_gap = gap
+
+    def make(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
+        del gap
+        return fira_jax.sumo(
+            lr, rank, own_gap, weight_dimension_numbers=MATRICES, seed=seed, **options
+        )
+
+    return make
+
+
 def fira_in_few_bits(times: int, gap: int | None = None, **options: Any) -> Make:
     """Fira at a multiple of the rank, its basis in 4 bits and its moments in 8."""
     own_gap = gap
@@ -146,6 +159,7 @@ METHODS: dict[str, Make] = {
     "fira_8bit_rank_x4_tracked_gap10": fira_in_few_bits(
         4, gap=10, basis=Quantized(TRACKED, bits=8, orthonormal=True), moments="carry"
     ),
+    "sumo_tracked_gap10": sumo(gap=10, basis=TRACKED),
     "fira_tracked_gap10_paper": fira(gap=10, basis=TRACKED, moments="carry", form="paper"),
     # The paper's ablations.
     "fira_no_limiter": fira(gamma=None),
