@@ -36,7 +36,7 @@ ENDS := $(addprefix tests/,basis contracts cost layer_by_layer methods precision
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(call with,experiments)  ## train a small LLaMA with AdamW, GaLore and Fira; print a table, draw the curves
+demo: $(call with,experiments)  ## train a small LLaMA with AdamW, GaLore and two Firas; a table, a picture
 	$(BIN)/python -m experiments.demo
 
 finetune-demo: $(call with,experiments)  ## fine-tune a real model with LoRA, GaLore and Fira; a table, a picture
@@ -111,7 +111,7 @@ define venv
 	&& $(1)/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'; }
 endef
 define install
-@echo "installing fira_jax and what $(2) needs into $(1)"
+@echo "installing fira_jax and what $(2) needs into $(1): a minute or two, once"
 @set -o pipefail; \
 	PYTHONUNBUFFERED=1 $(1)/bin/python -m pip install --no-compile --editable . --group $(2) $(3) \
 	| awk '/^(Downloading|Installing|Successfully)/ { print substr($$0, 1, 100); fflush() }'

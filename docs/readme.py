@@ -16,7 +16,12 @@ sys.path.insert(0, str(DOCS / "_ext"))
 
 from tables import table_of  # noqa: E402
 
-TITLES = {"adamw": "AdamW", "galore": "GaLore", "fira": "Fira"}
+TITLES = {
+    "adamw": "AdamW",
+    "galore": "GaLore",
+    "fira": "Fira",
+    "fira_tracked": "Fira, tracked",
+}
 COLUMNS = ("name", "rank", "perplexity", "optimizer_state_bytes", "ms_per_update", "lr")
 BEGIN, END = "<!-- demo:begin -->\n", "<!-- demo:end -->\n"
 
@@ -29,12 +34,12 @@ def best(sweep: dict[str, Any], name: str) -> dict[str, Any]:
 
 def rows(demo: dict[str, Any], sweep: dict[str, Any]) -> list[dict[str, Any]]:
     """The demo's, then the low-rank methods' at the other rank: the order is not the same there."""
-    ranked = dict.fromkeys(("galore", "fira"), demo["settings"]["rank"])
+    rank = demo["settings"]["rank"]
     shown = [
-        {**result, "name": TITLES[name], "rank": ranked.get(name)}
+        {**result, "name": TITLES[name], "rank": None if name == "adamw" else rank}
         for name, result in demo["results"].items()
     ]
-    for name in ranked:
+    for name in ("galore", "fira"):
         shown.append({**best(sweep, name), "name": TITLES[name], "rank": sweep["settings"]["rank"]})
     return shown
 

@@ -1,4 +1,4 @@
-"""``make demo``: AdamW, GaLore and Fira train the same small LLaMA on the same real text.
+"""``make demo``: AdamW, GaLore and Fira, plain and tracked, train the same LLaMA on the same text.
 
     python -m experiments.demo          # about six minutes on two cores
 
@@ -28,7 +28,12 @@ from experiments.training.metrics import read_metrics
 from experiments.training.optimizers import build_optimizer, learning_rate_schedule
 from experiments.training.step import make_init
 
-OPTIMIZERS = {"adamw": "AdamW", "galore": "GaLore", "fira": "Fira"}
+OPTIMIZERS = {
+    "adamw": "AdamW",
+    "galore": "GaLore",
+    "fira": "Fira",
+    "fira_tracked": "Fira, tracked",
+}
 SETTINGS: dict[str, Any] = {
     "model": "llama_1m",
     # Bytes, since a larger vocabulary puts most of so small a model, and most of what it can learn
@@ -54,6 +59,10 @@ def main() -> None:
     """Trains, measures, prints the table and writes the results."""
     cache_compiled()
     console = Console()
+    console.print(
+        f"{len(OPTIMIZERS)} optimizers train the same small LLaMA, {SETTINGS['steps']} updates "
+        "each: about six minutes on two quiet cores. The text comes from a package index, once."
+    )
     rates = best_learning_rates(json.loads(SWEEP.read_text()))
     results = {}
     for number, (name, title) in enumerate(OPTIMIZERS.items(), 1):
@@ -130,7 +139,7 @@ def update_milliseconds(configs: list[PretrainConfig], rounds: int = 40) -> dict
 def table(results: dict[str, dict[str, Any]]) -> Table:
     """What ``make demo`` is about, in one look."""
     adam = results["adamw"]["optimizer_state_bytes"]
-    view = Table(title="The same LLaMA, three optimizers")
+    view = Table(title="The same LLaMA, four optimizers")
     for heading in (
         "optimizer",
         "learning rate",

@@ -29,11 +29,13 @@ def main() -> None:
     cache_compiled()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=SETTINGS["rank"], help="of GaLore and Fira")
-    rank = parser.parse_args().rank
+    parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="the others' stay")
+    args = parser.parse_args()
+    rank = args.rank
     output = SWEEP if rank == SETTINGS["rank"] else SWEEP.with_stem(f"{SWEEP.stem}_rank{rank}")
     settings = SETTINGS | {"rank": rank}
-    runs = {}
-    for name in OPTIMIZERS:
+    runs = json.loads(output.read_text())["runs"] if output.exists() else {}
+    for name in args.optimizers.split(","):
         losses = search(partial(final_loss, name, rank))
         runs[name] = [{"lr": lr, "eval_loss": loss} for lr, loss in sorted(losses.items())]
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ DOCS = Path(__file__).parents[1]
 RESULTS = DOCS / "results" / "reproduce.json"
 CURVES, FRONT = DOCS / "images" / "reproduce_curves.png", DOCS / "images" / "reproduce_front.png"
 TABLES = ("pretraining", "better")
+NO_STATE = 1e4  # bytes: where a logarithmic axis shows none
 # Those that the curves show, in colours that people with any kind of colour vision can tell apart
 # (Okabe and Ito).
 SHOWN = {
@@ -35,12 +36,17 @@ def lines_of(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def places(lines: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    """Sizes and ranks with at least two methods."""
+    """Sizes and ranks, those with the most methods first."""
     count: dict[tuple[str, int], int] = defaultdict(int)
     for line in lines:
         if line["rank"] is not None:
             count[line["size"], line["rank"]] += 1
-    return sorted(place for place, methods in count.items() if methods > 1)
+    return sorted(count, key=lambda place: (-count[place], place))
+
+
+def at(lines: list[dict[str, Any]], size: str, rank: int) -> list[dict[str, Any]]:
+    """The lines of one size and rank, with those that have no rank."""
+    return [x for x in lines if x["size"] == size and x["rank"] in (None, rank)]
 
 
 def curve(rows: list[dict[str, Any]], line: dict[str, Any], search_seed: int) -> list[float]:
@@ -56,22 +62,30 @@ def curve(rows: list[dict[str, Any]], line: dict[str, Any], search_seed: int) ->
 
 
 def draw(results: dict[str, Any]) -> None:
-    """Writes both pictures, a panel for each size and rank."""
+    """Writes both pictures: curves of the headline, and the front where most methods are."""
     rcParams["font.size"] = 9
     lines = lines_of(results)
-    panels = places(lines)
-    for path, fill in ((CURVES, curves), (FRONT, front)):
-        figure = Figure(figsize=(max(4.6, 4 * len(panels)), 3.4), dpi=150)
-        for axes, (size, rank) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-        ):
-            here = [x for x in lines if x["size"] == size and x["rank"] in (None, rank)]
-            fill(axes, results, here, size)
-            axes.set_title(f"LLaMA {size}, rank {rank}")
-            axes.spines[["top", "right"]].set_visible(False)
-        figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, facecolor="white")
+    headline = [
+        place
+        for place in sorted(places(lines))
+        if {"fira", "fira_tracked_gap10"} <= {x["method"] for x in at(lines, *place)}
+    ]
+    figure = Figure(figsize=(3.6 * len(headline), 3.4), dpi=150, layout="constrained")
+    for axes, (size, rank) in zip(
+        figure.subplots(1, len(headline), squeeze=False)[0], headline, strict=True
+    ):
+        curves(axes, results, at(lines, size, rank), size)
+        axes.set_title(f"LLaMA {size}, rank {rank}")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(CURVES, facecolor="white")
+
+    size, rank = places(lines)[0]
+    figure = Figure(figsize=(8.4, 5.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    front(axes, at(lines, size, rank))
+    axes.set_title(f"LLaMA {size}, rank {rank} where there is one", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(FRONT, facecolor="white")
 
 
 def curves(axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], size: str) -> None:
@@ -90,28 +104,24 @@ def curves(axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], size
     axes.legend(frameon=False, fontsize=7)
 
 
-def front(axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], size: str) -> None:
+def front(axes: Axes, here: list[dict[str, Any]]) -> None:
     """Final validation loss against the bytes of state of the projected matrices."""
-    del results, size
     for line in here:
-        label, colour = SHOWN.get(line["method"], (line["method"].replace("_", " "), "#999999"))
+        label, colour = SHOWN.get(line["method"], (line["method"].replace("_", " "), "#777777"))
+        place = max(line["matrix_state_bytes"], NO_STATE) / 1e6
         axes.errorbar(
-            line["matrix_state_bytes"] / 1e6,
-            line["eval_loss"],
-            yerr=line["spread"] or 0,
-            fmt="o",
-            color=colour,
-            elinewidth=0.8,
+            place, line["eval_loss"], yerr=line["spread"] or 0, fmt="o", color=colour, elinewidth=1
         )
         axes.annotate(
             label,
-            (line["matrix_state_bytes"] / 1e6, line["eval_loss"]),
-            xytext=(4, 4),
+            (place, line["eval_loss"]),
+            xytext=(5, 3),
             textcoords="offset points",
-            fontsize=6,
+            fontsize=8,
+            color=colour,
         )
     axes.set_xscale("log")
-    axes.set_xlabel("state of attention and MLP, MB")
+    axes.set_xlabel("state of attention and MLP, MB (leftmost: none)")
     axes.set_ylabel("validation loss, nats a byte")
 
 

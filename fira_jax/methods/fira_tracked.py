@@ -54,8 +54,9 @@ def fira_tracked(
 
     Args:
       update_proj_gap: steps between two power iterations. Static.
-      base_optimizer: replaces Adam; any Optax transformation without a learning rate. What it keeps
-        cannot be turned into a new basis: ``moments="keep"`` goes with it.
+      base_optimizer: replaces Adam; any Optax transformation without a learning rate. If it is not
+        known how its state turns into a new basis, ``init`` says so, see
+        :class:`fira_jax.transforms.Turn`.
       seed: see :class:`fira_jax.LowRank`; here of the first basis only.
 
     Raises:
