@@ -114,7 +114,7 @@ def train(run: Run) -> dict[str, Any]:
         **dataclasses.asdict(run),
         "eval_loss": found["eval_loss"] if finite else None,
         "accuracy": found["accuracy"],
-        "accuracy_interval": Proportion(right, tested).interval,
+        "accuracy_interval": [*Proportion(right, tested).interval],
         "train_loss": float(values["train_loss"]) if finite else None,
         "trained_parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "state_bytes": device_bytes(state.opt_state),
@@ -185,7 +185,7 @@ def _line(rows: list[dict[str, Any]], method: str) -> dict[str, Any] | None:
         "seeds": len(finals),
         "accuracy": statistics.fmean(row["accuracy"] for row in finals),
         # Of the examples; those of several seeds are the same ones, so it is a little too narrow.
-        "accuracy_interval": Proportion(right, tested * len(finals)).interval,
+        "accuracy_interval": [*Proportion(right, tested * len(finals)).interval],
         "eval_loss": statistics.fmean(losses),
         "spread": statistics.stdev(losses) if len(losses) > 1 else None,
         **{key: first[key] for key in ("trained_parameters", "state_bytes")},

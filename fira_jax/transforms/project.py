@@ -147,9 +147,7 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
         known = jax.lax.stop_gradient((sources, [stored[i] for i in projected]))
         found = replace_bases(basis, views, *known, due, key)
 
-        for i, x in enumerate(leaves):
-            if i not in projected and not isinstance(x, optax.MaskedNode):
-                leaves[i] = finite_entries(x)
+        leaves = [x if i in projected else _finite(x) for i, x in enumerate(leaves)]
         enter_one = traced_once(functools.partial(enter, low_rank), matrices, static_argnums=0)
         for i, matrix, new, is_due in zip(projected, matrices, found, due, strict=True):
             place = word(plan[i].path)  # type: ignore[union-attr]
@@ -231,6 +229,11 @@ def _lift_all() -> optax.GradientTransformationExtraArgs:
         return node.view.from_matrix(functools.reduce(jnp.add, parts).astype(node.matrix.dtype))
 
     return stateless(lambda updates: map_leaves(lift, updates))
+
+
+def _finite(leaf: Any) -> Any:
+    """What is not projected, without entries that are not finite."""
+    return leaf if isinstance(leaf, optax.MaskedNode) else finite_entries(leaf)
 
 
 def _require_own_state(state: Any, rule: Rule) -> None:

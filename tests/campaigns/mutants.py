@@ -304,8 +304,8 @@ MUTANTS = [
     Mutant(
         "NaN let into parameters that are not projected",
         "transforms/project.py",
-        "isinstance(x, optax.MaskedNode) else finite_entries(x) for x in leaves",
-        "isinstance(x, optax.MaskedNode) else x for x in leaves",
+        "x if i in projected else _finite(x)",
+        "x",
         (LIMITER,),
     ),
     Mutant(
