@@ -12,24 +12,18 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import fira_jax
+from benchmarks.real_gradients import gradients
 from experiments.files import write_atomically
 from experiments.llama.configs import load_model_config
-from experiments.llama.model import loss
-from experiments.text import batches as data
-from experiments.training.step import make_init, make_train_step
 
 RESULT = Path("docs/results/basis_quality.json")
 BASES: dict[str, fira_jax.basis.Basis] = {
@@ -40,29 +34,6 @@ BASES: dict[str, fira_jax.basis.Basis] = {
     },
     "dct": fira_jax.basis.Dct(),
 }
-
-
-def gradients(model: str, rank: int, at: tuple[int, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Trains ``model`` and yields the stacked gradients of its projected matrices at some steps."""
-    config, _ = load_model_config(model)
-    tokenizer = "mistral" if config.vocab_size >= 32_000 else f"bpe-{config.vocab_size}"
-    text = data.load(data.DataConfig(tokenizer=tokenizer, seq_len=256))
-    batches = text.train(batch_size=16, seed=0)
-    schedule = lambda _: 0.01  # noqa: E731
-    choose = fira_jax.match_paths(include=("attn", "mlp"))
-    optimizer = fira_jax.fira(
-        schedule, rank=rank, update_proj_gap=50, weight_dimension_numbers=choose
-    )
-    graphdef, init = make_init(config, optimizer, seed=0)
-    state = jax.jit(init)()
-    step = make_train_step(graphdef, optimizer, schedule, accumulate=1)
-    gradient = jax.jit(jax.grad(lambda params, x: loss(nnx.merge(graphdef, params), x)))
-    for count in track(range(max(at) + 1), description=f"training {model}"):
-        tokens = jnp.asarray(next(batches)["tokens"])
-        if count in at:
-            layers = gradient(state.params, tokens)["layers"]
-            yield count, {**layers["attn"], **layers["mlp"]}
-        state, _ = step(state, tokens)
 
 
 def captured(basis: fira_jax.basis.Basis, stack: jax.Array, rank: int) -> tuple[list[float], float]:
@@ -95,11 +66,13 @@ def main() -> None:
     rows = []
     for name in args.models:
         model, rank = name.split(":")
-        for step, layers in gradients(model, int(rank), tuple(args.at)):
+        size = load_model_config(model)[0].vocab_size
+        tokenizer = "mistral" if size >= 32_000 else f"bpe-{size}"
+        taken = gradients(model, int(rank), max(args.at) + 1, args.at, tokenizer, batch_size=16)
+        for step, stacks in taken:
             for kind, basis in BASES.items():
                 ratios, times = [], []
-                for grad in layers.values():
-                    stack = grad if grad.shape[1] <= grad.shape[2] else grad.swapaxes(1, 2)
+                for stack in stacks:
                     sigma = np.linalg.svd(np.asarray(stack, np.float64), compute_uv=False)
                     most = np.sum(sigma[:, : int(rank)] ** 2, axis=1)
                     energy, milliseconds = captured(basis, stack, int(rank))

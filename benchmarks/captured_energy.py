@@ -12,29 +12,21 @@ About five minutes on two cores.
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-from flax import nnx
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 import fira_jax
 from benchmarks.operations import count_operations
+from benchmarks.printed import print_rows
+from benchmarks.real_gradients import gradients
 from experiments.files import write_atomically
-from experiments.llama.configs import load_model_config
-from experiments.llama.model import loss
-from experiments.text import batches as data
-from experiments.training.step import make_init, make_train_step
 
 RESULT = Path("docs/results/captured_energy.json")
 PICTURE = Path("docs/images/captured_energy.png")
@@ -46,29 +38,6 @@ KINDS: dict[str, fira_jax.basis.Basis] = {
     "grassmann": fira_jax.basis.Grassmann(),
     "oja": fira_jax.basis.Oja(),
 }
-
-
-def gradients(model: str, rank: int, steps: int) -> Iterator[list[jax.Array]]:
-    """Trains and yields at each step the gradients, as stacks ``[n, a, b]`` with ``a <= b``."""
-    config, _ = load_model_config(model)
-    text = data.load(data.DataConfig(tokenizer="bytes", seq_len=256))
-    config = dataclasses.replace(config, vocab_size=text.tokenizer.vocab_size)
-    batches = text.train(batch_size=8, seed=0)
-    schedule = lambda _: 0.01  # noqa: E731
-    choose = fira_jax.match_paths(include=("attn", "mlp"))
-    optimizer = fira_jax.fira(
-        schedule, rank=rank, update_proj_gap=50, weight_dimension_numbers=choose
-    )
-    graphdef, init = make_init(config, optimizer, seed=0)
-    state = jax.jit(init)()
-    step = make_train_step(graphdef, optimizer, schedule, accumulate=1)
-    gradient = jax.jit(jax.grad(lambda params, x: loss(nnx.merge(graphdef, params), x)))
-    for _ in track(range(steps), description=f"training {model}"):
-        tokens = jnp.asarray(next(batches)["tokens"])
-        layers = gradient(state.params, tokens)["layers"]
-        stacks = {**layers["attn"], **layers["mlp"]}.values()
-        yield [x if x.shape[1] <= x.shape[2] else x.swapaxes(1, 2) for x in stacks]
-        state, _ = step(state, tokens)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -100,7 +69,8 @@ def shares_over(model: str, rank: int, steps: int) -> dict[tuple[str, int], list
     """The share of energy at each step, for each kind and gap."""
     stored: dict[tuple[str, int], list[jax.Array]] = {}
     shares: dict[tuple[str, int], list[jax.Array]] = {}
-    for step, stacks in enumerate(gradients(model, rank, steps)):
+    taken = gradients(model, rank, steps, range(steps), tokenizer="bytes", batch_size=8)
+    for step, stacks in taken:
         for name, kind in KINDS.items():
             for gap in GAPS:
                 mine = stored.get((name, gap)) or [
@@ -162,10 +132,7 @@ def main() -> None:
     write_atomically(RESULT, text + "\n")
     draw(rows)
     for each in (rows, counts):
-        table = Table(*(name.replace("_", " ") for name in each[0]))
-        for row in each:
-            table.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values()))
-        Console(width=140).print(table)
+        print_rows(each)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.printed import print_rows
 from benchmarks.sharded_refresh import ENVIRONMENT, MODELS, RANK, collectives
 from experiments.files import write_atomically
 
@@ -102,10 +100,7 @@ def main() -> None:
     rows = [compile_refresh(axes, known) for axes in MESHES for known in (False, True)]
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(RESULT, json.dumps({"rows": rows}, indent=1) + "\n")
-    table = Table(*(name.replace("_", " ") for name in rows[0]))
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    print_rows(rows)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,12 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
-from rich.console import Console
-from rich.table import Table
 
 import fira_jax.refresh.replace
 import fira_jax.transforms.project
 import fira_jax.trees
 from benchmarks.first_step import CANDIDATES, parameters
+from benchmarks.printed import print_rows
 from experiments.files import write_atomically
 
 RESULT = Path("docs/results/first_step_tried.json")
@@ -126,10 +125,7 @@ def main() -> None:
         rows.append(row | {key: counted[key] for key in ("kernels", "instructions")})
     result = {"layers": LAYERS, "rounds": ROUNDS, "jax": jax.__version__, "rows": rows}
     write_atomically(RESULT, json.dumps(result, indent=1) + "\n")
-    table = Table(*(key.replace("_", " ") for key in rows[0]))
-    for row in rows:
-        table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()))
-    Console().print(table)
+    print_rows(rows)
 
 
 if __name__ == "__main__":

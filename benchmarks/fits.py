@@ -25,9 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.printed import print_rows
 from benchmarks.tpu_refresh import ENVIRONMENT
 
 RESULT = Path("docs/results/fits.json")
@@ -306,10 +304,7 @@ def compile_table(limit: float) -> None:
         write_atomically(RESULT, json.dumps(results, indent=1) + "\n")
 
     shown = (*names[:-1], "fits", "peak_gib", "predicted_gib", "memory_gib", "compile_s")
-    table = Table(*(name.replace("_", " ") for name in shown))
-    for row in rows:
-        table.add_row(*("-" if row[name] is None else str(row[name]) for name in shown))
-    Console(width=150).print(table)
+    print_rows(rows, shown)
 
 
 def corners(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,8 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks.printed import print_rows
 
 RESULT = Path("docs/results/lapack_threads.json")
 COLUMNS, CALLS = 144, 40
@@ -83,10 +82,7 @@ def main() -> None:
             process.kill()
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(RESULT, json.dumps({"cores": cores, "rows": rows}, indent=1) + "\n")
-    table = Table(*(name.replace("_", " ") for name in rows[0]))
-    for row in rows:
-        table.add_row(*(f"{x:.1f}" if isinstance(x, float) else str(x) for x in row.values()))
-    Console().print(table)
+    print_rows(rows)
 
 
 if __name__ == "__main__":

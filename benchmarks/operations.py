@@ -5,11 +5,11 @@ can do.
 """
 
 import collections
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fira_jax.jax_internals import FACTORIZATIONS, inner_programs, loop_of
@@ -30,6 +30,13 @@ def count_operations(f: Callable[..., Any], *args: Any) -> dict[str, int]:
     names = ("gradient_products", "other_products", "product_mflop", "factorizations", "solves")
     counts["product_mflop"] = round(counts["flop"] / 1e6)
     return {name: counts[name] for name in names}
+
+
+def product_flops(equation: Any) -> int:
+    """Of a traced ``dot_general``: two for each pair of factors."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape
+    return 2 * math.prod(shape[i] for i in contracted) * math.prod(equation.outvars[0].aval.shape)
 
 
 def _run(
@@ -72,9 +79,7 @@ def _do(equation: Any, values: list[Any], counts: collections.Counter[str], larg
     if name in COUNTED:
         counts["solves" if name == "triangular_solve" else "factorizations"] += 1
     elif name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        inner = int(np.prod([values[0].shape[i] for i in contracted]))
-        counts["flop"] += 2 * inner * int(np.prod(equation.outvars[0].aval.shape))
+        counts["flop"] += product_flops(equation)
         counts["gradient_products" if large in (x.size for x in values) else "other_products"] += 1
     else:
         inner_ones = list(inner_programs(equation))

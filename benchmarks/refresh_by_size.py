@@ -28,11 +28,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import fira_jax
+from benchmarks.printed import print_rows
 from experiments.files import write_atomically
 
 RESULT = Path("docs/results/refresh_by_size.json")
@@ -106,10 +105,7 @@ def main() -> None:
     machine = f"{platform.machine()}, {jax.device_count()} CPU device, jax {jax.__version__}"
     result = {"machine": machine, "rounds": args.rounds, "rows": rows}
     write_atomically(RESULT, json.dumps(result, indent=1) + "\n")
-    table = Table(*(name.replace("_", " ") for name in rows[0]))
-    for row in rows:
-        table.add_row(*(f"{x:.4g}" for x in row.values()))
-    Console(width=140).print(table)
+    print_rows(rows)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import fira_jax
+from benchmarks.printed import print_rows
 from benchmarks.update_step import GAP, HIDDEN, INNER, LAYERS, RANK, parameters, set_count
 from experiments.files import write_atomically
 from experiments.llama.configs import load_model_config
@@ -257,11 +256,7 @@ def main() -> None:
     for rows in (results.get(part, []) for part in ("updates", "training", "losses")):
         if rows:
             names = [name for name in rows[0] if name != "step_ms"]
-            table = Table(*(name.replace("_", " ") for name in names))
-            for row in rows:
-                cells = (row[name] for name in names)
-                table.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in cells))
-            Console(width=140).print(table)
+            print_rows(rows, names)
 
 
 if __name__ == "__main__":

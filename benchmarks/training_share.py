@@ -29,10 +29,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
+from benchmarks.printed import print_rows
 from benchmarks.training_share_predicted import (
     GAPS,
     TOKENS,
@@ -137,10 +136,7 @@ def main() -> None:
         result |= {"timed": timed, "computed_not_timed": computed}
         write_atomically(RESULT, json.dumps(result, indent=1) + "\n")
     for rows in (timed, computed):
-        table = Table(*(name.replace("_", " ") for name in rows[0]))
-        for row in rows:
-            table.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values()))
-        Console(width=180).print(table)
+        print_rows(rows)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 import fira_jax
+from benchmarks.operations import product_flops
 from benchmarks.update_step import set_count
 from experiments.llama.configs import load_model_config
 from fira_jax.jax_internals import inner_programs
@@ -122,9 +123,7 @@ def _flops(equation: Any) -> float:
     name = equation.primitive.name
     shape: Any = equation.invars[0].aval.shape if equation.invars else ()
     if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        inner = math.prod(shape[i] for i in contracted)
-        return 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+        return float(product_flops(equation))
     if name in ("cholesky", "triangular_solve"):
         return math.prod(equation.outvars[0].aval.shape) * shape[-1] / (3 if "y" in name else 1)
     if name == "eigh":

@@ -24,7 +24,7 @@ from experiments.demo_figure import draw
 from experiments.files import write_atomically
 from experiments.training import pretraining as train
 from experiments.training.config import PretrainConfig, parse
-from experiments.training.metrics import read_metrics
+from experiments.training.metrics import evaluations
 from experiments.training.optimizers import build_optimizer, learning_rate_schedule
 from experiments.training.step import make_init
 
@@ -67,8 +67,9 @@ def main() -> None:
     results = {}
     for number, (name, title) in enumerate(OPTIMIZERS.items(), 1):
         console.rule(f"{number} of {len(OPTIMIZERS)}: {title}, learning rate {rates[name]:g}")
-        config = run_config(name, rates[name], RUNS / name)
-        results[name] = {"lr": rates[name], **train.run(config), "curve": validation_curve(config)}
+        summary = train.run(run_config(name, rates[name], RUNS / name))
+        curve = evaluations(RUNS / name / "metrics.jsonl")
+        results[name] = {"lr": rates[name], **summary, "curve": curve}
     console.rule("time of one update alone")
     configs = [run_config(name, rates[name], RUNS / name) for name in OPTIMIZERS]
     for name, milliseconds in update_milliseconds(configs).items():
@@ -98,12 +99,6 @@ def best_learning_rates(sweep: dict[str, Any]) -> dict[str, float]:
         name: min(runs, key=lambda run: run["eval_loss"])["lr"]
         for name, runs in sweep["runs"].items()
     }
-
-
-def validation_curve(config: PretrainConfig) -> list[tuple[int, float]]:
-    """Steps and validation losses of a finished run."""
-    records = read_metrics(config.directory / "metrics.jsonl")
-    return [(r["step"], r["eval_loss"]) for r in records if "eval_loss" in r]
 
 
 def update_milliseconds(configs: list[PretrainConfig], rounds: int = 40) -> dict[str, float]:

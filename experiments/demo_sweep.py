@@ -34,7 +34,8 @@ def main() -> None:
     rank = args.rank
     output = SWEEP if rank == SETTINGS["rank"] else SWEEP.with_stem(f"{SWEEP.stem}_rank{rank}")
     settings = SETTINGS | {"rank": rank}
-    runs = json.loads(output.read_text())["runs"] if output.exists() else {}
+    before = json.loads(output.read_text()) if output.exists() else {}
+    runs = before["runs"] if before.get("settings") == settings else {}
     for name in args.optimizers.split(","):
         losses = search(partial(final_loss, name, rank))
         runs[name] = [{"lr": lr, "eval_loss": loss} for lr, loss in sorted(losses.items())]

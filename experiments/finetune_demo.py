@@ -21,9 +21,10 @@ from experiments.compiled import cache_compiled
 from experiments.demo_figure import draw
 from experiments.files import write_atomically
 from experiments.reproduce import finetuning as evidence
+from experiments.reproduce.statistics import best_rate
 from experiments.training import finetuning
 from experiments.training.finetune_config import FinetuneConfig
-from experiments.training.metrics import read_metrics
+from experiments.training.metrics import evaluations
 
 TITLES = {"lora": "LoRA", "galore": "GaLore", "fira": "Fira"}
 SETTINGS: dict[str, Any] = evidence.SETTINGS | {
@@ -51,9 +52,9 @@ def main() -> None:
     results = {}
     for number, (name, title) in enumerate(TITLES.items(), 1):
         console.rule(f"{number} of {len(TITLES)}: {title}, learning rate {rates[name]:g}")
-        config = run_config(name, rates[name], RUNS / name)
-        summary = finetuning.run(config)
-        results[name] = {"lr": rates[name], **summary, "curve": held_out_curve(config)}
+        summary = finetuning.run(run_config(name, rates[name], RUNS / name))
+        curve = evaluations(RUNS / name / "metrics.jsonl")
+        results[name] = {"lr": rates[name], **summary, "curve": curve}
     console.print(table(results))
     write_atomically(RESULTS, json.dumps({"settings": SETTINGS, "results": results}, indent=2))
     draw(
@@ -73,7 +74,7 @@ def best_learning_rates(rows: list[dict[str, Any]]) -> dict[str, float]:
         ValueError: A method was not searched.
     """
     here = [r for r in rows if (r["task"], r["rank"]) == (SETTINGS["task"], SETTINGS["rank"])]
-    found = {name: evidence.best_rate(here, name) for name in TITLES}
+    found = {name: best_rate(here, name) for name in TITLES}
     if missing := [name for name, lr in found.items() if lr is None]:
         raise ValueError(f"{evidence.PUBLISHED} holds no learning rate for {missing}")
     return {name: lr for name, lr in found.items() if lr is not None}
@@ -83,12 +84,6 @@ def run_config(method: str, lr: float, directory: Path) -> FinetuneConfig:
     """The demo's run of one method."""
     flags = SETTINGS | evidence.METHODS[method] | {"lr": lr, "output_dir": str(directory)}
     return FinetuneConfig(**flags)
-
-
-def held_out_curve(config: FinetuneConfig) -> list[tuple[int, float]]:
-    """Steps and held-out losses of a finished run."""
-    records = read_metrics(config.directory / "metrics.jsonl")
-    return [(r["step"], r["eval_loss"]) for r in records if "eval_loss" in r]
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:

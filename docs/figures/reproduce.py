@@ -5,7 +5,7 @@ python docs/figures/reproduce.py     # docs/results/reproduce.json -> docs/image
 
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +13,38 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.demo_figure import STYLE
+
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS / "results" / "reproduce.json"
 CURVES, FRONT = DOCS / "images" / "reproduce_curves.png", DOCS / "images" / "reproduce_front.png"
 TABLES = ("pretraining", "better")
 NO_STATE = 1e4  # bytes: where a logarithmic axis shows none
-# Those that the curves show, in colours that people with any kind of colour vision can tell apart
-# (Okabe and Ito).
+# Those that the curves show, in the demo's colours.
 SHOWN = {
-    "adamw": ("AdamW", "#000000"),
-    "galore": ("GaLore", "#0072B2"),
-    "fira": ("Fira", "#E69F00"),
-    "fira_tracked_gap10": ("Fira, tracked", "#D55E00"),
-    "fira_4bit_rank_x4_tracked_gap10": ("the same, 4-bit basis, rank × 4", "#009E73"),
+    "adamw": ("AdamW", STYLE["AdamW"][0]),
+    "galore": ("GaLore", STYLE["GaLore"][0]),
+    "fira": ("Fira", STYLE["Fira"][0]),
+    "fira_tracked_gap10": ("Fira, tracked", STYLE["Fira, tracked"][0]),
+    "fira_4bit_rank_x4_tracked_gap10": ("the same, 4-bit basis, rank × 4", "#CC79A7"),
 }
 
 
 def lines_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines of the tables, each once."""
     lines = [line for name in TABLES for line in results["tables"][name]]
-    return list({(line["method"], line["size"], line["rank"]): line for line in lines}.values())
+    return list({(line["method"], line["size"], line["at_rank"]): line for line in lines}.values())
 
 
 def places(lines: list[dict[str, Any]]) -> list[tuple[str, int]]:
     """Sizes and ranks, those with the most methods first."""
-    count: dict[tuple[str, int], int] = defaultdict(int)
-    for line in lines:
-        if line["rank"] is not None:
-            count[line["size"], line["rank"]] += 1
+    count = Counter((line["size"], line["at_rank"]) for line in lines)
     return sorted(count, key=lambda place: (-count[place], place))
 
 
 def at(lines: list[dict[str, Any]], size: str, rank: int) -> list[dict[str, Any]]:
     """The lines of one size and rank, with those that have no rank."""
-    return [x for x in lines if x["size"] == size and x["rank"] in (None, rank)]
+    return [x for x in lines if (x["size"], x["at_rank"]) == (size, rank)]
 
 
 def curve(rows: list[dict[str, Any]], line: dict[str, Any], search_seed: int) -> list[float]:

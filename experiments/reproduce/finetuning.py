@@ -27,7 +27,7 @@ from experiments.llama import checkpoints, huggingface
 from experiments.reproduce.budget import Budget, OutOfTimeError
 from experiments.reproduce.search import downhill
 from experiments.reproduce.settings import SEARCH_SEED
-from experiments.reproduce.statistics import holm, paired
+from experiments.reproduce.statistics import compare, finals, means
 from experiments.reproduce.store import Book, Store
 from experiments.training.finetune_config import FinetuneConfig
 from experiments.training.finetuning import Inputs, load_inputs, make_task
@@ -50,7 +50,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "adarankgrad": _on_weights("adarankgrad"),
     **{name: {"adapter": name} for name in ("lora", "dora", "lora_pro", "lora_ga", "lora_sb")},
 }
-WITHOUT_RANK = {"adamw"}
 SETTINGS: dict[str, Any] = {
     "model": "smollm2_135m",
     "steps": 40,
@@ -132,64 +131,21 @@ def table(rows: list[dict[str, Any]], beside: str = "lora") -> list[dict[str, An
     lines: list[dict[str, Any]] = []
     for task, rank in sorted({(row["task"], row["rank"]) for row in rows}):
         here = [row for row in rows if (row["task"], row["rank"]) == (task, rank)]
-        group = [line for method in METHODS if (line := _line(here, method))]
-        theirs = _losses(here, beside)
-        tested = []
-        for line in group:
-            difference, p, _ = paired(_losses(here, line["method"]), theirs)
-            line[f"loss_beside_{beside}"] = None if line["method"] == beside else difference
-            line[f"p_beside_{beside}"] = None
-            if p is not None and line["method"] != beside:
-                tested.append((line, p))
-        for (line, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
-            line[f"p_beside_{beside}"] = p
+        group = [_line(runs) for method in METHODS if (runs := finals(here, method))]
+        compare(group, beside, here)
         lines += sorted(group, key=lambda line: line["eval_loss"])
     return lines
 
 
-def best_rate(rows: list[dict[str, Any]], method: str) -> float | None:
-    """The best of the search, among rows of one task and rank."""
-    tried = {
-        row["lr"]: row["eval_loss"]
-        for row in rows
-        if (row["method"], row["seed"]) == (method, SEARCH_SEED) and row["eval_loss"] is not None
-    }
-    return min(tried, key=lambda lr: tried[lr], default=None)
-
-
-def _finals(rows: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
-    best = best_rate(rows, method)
-    return [
-        row
-        for row in rows
-        if row["method"] == method and row["seed"] != SEARCH_SEED and best in (None, row["lr"])
-    ]
-
-
-def _losses(rows: list[dict[str, Any]], method: str) -> dict[int, float]:
+def _line(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    accuracy = statistics.fmean(run["accuracy"] for run in runs)
+    tested = len(runs) * SETTINGS["test_examples"]
     return {
-        row["seed"]: math.inf if row["eval_loss"] is None else row["eval_loss"]
-        for row in _finals(rows, method)
-    }
-
-
-def _line(rows: list[dict[str, Any]], method: str) -> dict[str, Any] | None:
-    finals = _finals(rows, method)
-    if not finals:
-        return None
-    losses, first = list(_losses(rows, method).values()), finals[0]
-    tested = SETTINGS["test_examples"]
-    right = round(sum(row["accuracy"] for row in finals) * tested)
-    return {
-        **{key: first[key] for key in ("method", "task", "rank", "lr")},
-        "seeds": len(finals),
-        "accuracy": statistics.fmean(row["accuracy"] for row in finals),
+        **{key: runs[0][key] for key in ("method", "task", "rank", "trained_parameters")},
+        **means(runs),
+        "accuracy": accuracy,
         # Of the examples; those of several seeds are the same ones, so it is a little too narrow.
-        "accuracy_interval": [*Proportion(right, tested * len(finals)).interval],
-        "eval_loss": statistics.fmean(losses),
-        "spread": statistics.stdev(losses) if len(losses) > 1 else None,
-        **{key: first[key] for key in ("trained_parameters", "state_bytes")},
-        "ms_per_step": statistics.fmean(row["ms_per_step"] for row in finals),
+        "accuracy_interval": [*Proportion(round(accuracy * tested), tested).interval],
     }
 
 
@@ -200,17 +156,18 @@ def search_and_train(
     budget: Budget, methods: list[str], task: str, rank: int, seeds: range
 ) -> None:
     """Searches for every method's learning rate, then trains its seeds."""
-    best = {}
-    for method in methods:
-        start = FIRST_GUESS.get(method, START)
-        losses = downhill(
-            lambda lr, method=method: budget.loss(Run(method, task, rank, SEARCH_SEED, lr)),  # type: ignore[misc]
-            start,
-        )
-        best[method] = min(losses, key=lambda lr: losses[lr])
+    best = {method: _best_rate(budget, method, task, rank) for method in methods}
     for seed in seeds:
         for method, lr in best.items():
             budget.loss(Run(method, task, rank, seed, lr))
+
+
+def _best_rate(budget: Budget, method: str, task: str, rank: int) -> float:
+    losses = downhill(
+        lambda lr: budget.loss(Run(method, task, rank, SEARCH_SEED, lr)),
+        FIRST_GUESS.get(method, START),
+    )
+    return min(losses, key=lambda lr: losses[lr])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The methods of the tables, each built from a learning rate, a rank, a gap and a seed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,29 +29,19 @@ def of_pretrain(name: str) -> Make:
     return make
 
 
-def fira(gap: int | None = None, **options: Any) -> Make:
-    """Fira with some choices of its own, and perhaps a gap of its own."""
+def chosen(method: Callable[..., Any], gap: int | None = None, **options: Any) -> Make:
+    """A method with some choices of its own, and perhaps a gap of its own."""
     own_gap = gap
 
     def make(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
-        return fira_jax.fira(
+        return method(
             lr, rank, own_gap or gap, weight_dimension_numbers=MATRICES, seed=seed, **options
         )
 
     return make
 
 
-def sumo(gap: int, **options: Any) -> Make:
-    """SUMO with choices of its own: the moment in the subspace is orthogonalized."""
-    own_gap = gap
-
-    def make(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
-        del gap
-        return fira_jax.sumo(
-            lr, rank, own_gap, weight_dimension_numbers=MATRICES, seed=seed, **options
-        )
-
-    return make
+fira = functools.partial(chosen, fira_jax.fira)
 
 
 def fira_in_few_bits(times: int, gap: int | None = None, **options: Any) -> Make:
@@ -159,7 +150,7 @@ METHODS: dict[str, Make] = {
     "fira_8bit_rank_x4_tracked_gap10": fira_in_few_bits(
         4, gap=10, basis=Quantized(TRACKED, bits=8, orthonormal=True), moments="carry"
     ),
-    "sumo_tracked_gap10": sumo(gap=10, basis=TRACKED),
+    "sumo_tracked_gap10": chosen(fira_jax.sumo, gap=10, basis=TRACKED),
     "fira_tracked_gap10_paper": fira(gap=10, basis=TRACKED, moments="carry", form="paper"),
     # The paper's ablations.
     "fira_no_limiter": fira(gamma=None),

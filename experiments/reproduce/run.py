@@ -33,6 +33,7 @@ from experiments.training.step import (
     make_train_step,
     split,
 )
+from fira_jax.cost.memory import device_bytes
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -96,7 +97,6 @@ class Programs(NamedTuple):
 @functools.cache
 def _programs(method: str, size: str, rank: int) -> Programs:
     model, gap = model_of(size), SIZES[size].gap
-
     config = functools.partial(_parametrized, method, rank, gap)
 
     def optimizer(lr: Any, steps: Any, seed: Any) -> tuple[Any, optax.Schedule]:
@@ -160,7 +160,7 @@ def train(run: Run) -> dict[str, Any]:
         "best_eval_loss": min(loss for _, loss in curve) if finished else None,
         "perplexity": math.exp(final) if final is not None else None,
         "bits_per_byte": final / math.log(2) / text.bytes_per_token if final is not None else None,
-        "state_bytes": _bytes(state.opt_state),
+        "state_bytes": device_bytes(state.opt_state),
         "matrix_state_bytes": _matrix_bytes(run.method, run.size, run.rank),
         # Of this process on one thread, refreshes included: what else the machine does counts less.
         "ms_per_step": 1e3 * float(np.mean(times[1:])),
@@ -168,10 +168,6 @@ def train(run: Run) -> dict[str, Any]:
         "curve": curve,
         "train_losses": [float(np.mean(losses[i : i + 20])) for i in range(0, len(losses), 20)],
     }
-
-
-def _bytes(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 @functools.cache

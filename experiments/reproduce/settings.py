@@ -37,7 +37,11 @@ SIZES = {
     "200k": Size("llama_200k", (8, 4)),
     "1m": Size("llama_1m", (16, 8)),
     # The setting of the demo: more text in a batch, and more steps.
+    "200k-long": Size("llama_200k", (8, 4), steps=500, seq_len=192),
     "1m-long": Size("llama_1m", (16, 8), steps=500, seq_len=192),
+    # Without their vocabularies of 32,000 words these are smaller than their names say.
+    "3m": Size("llama_20m", (32, 16)),
+    "25m": Size("llama_60m", (64, 32), steps=120),
 }
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments.reproduce.methods import WITHOUT_RANK
 from experiments.reproduce.search import on_grid
-from experiments.reproduce.settings import SEARCH_SEED, SIZES
+from experiments.reproduce.settings import SEARCH_SEED
 
 Row = dict[str, Any]
 
@@ -49,6 +49,8 @@ def paired(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, flo
 def summary(rows: Sequence[Row], methods: Sequence[str], beside: Sequence[str]) -> list[Row]:
     """One line a method, size and rank: mean and spread over seeds, and the tests beside others.
 
+    A method without a rank has a line at each rank of the others, whose ``at_rank`` says which.
+
     Args:
       rows: finished runs, those of the search too.
       methods: which of them are in the table.
@@ -66,9 +68,10 @@ def summary(rows: Sequence[Row], methods: Sequence[str], beside: Sequence[str]) 
             if row["size"] == size and (row["rank"] == rank or row["method"] in WITHOUT_RANK)
         ]
         group = [line for method in methods if (line := _line(here, method, size, rank))]
+        if all(line["rank"] is None for line in group):
+            continue
         for other in beside:
-            theirs = _losses(here, other)
-            _compare(group, other, theirs, here)
+            compare(group, other, here)
         lines += sorted(group, key=lambda line: line["eval_loss"])
     return lines
 
@@ -78,11 +81,14 @@ def searched(rows: Sequence[Row], method: str) -> dict[float, float]:
     return {
         row["lr"]: row["eval_loss"]
         for row in rows
-        if row["method"] == method
-        and row["seed"] == SEARCH_SEED
-        and row["steps"] == SIZES[row["size"]].steps
-        and row["eval_loss"] is not None
+        if row["method"] == method and row["seed"] == SEARCH_SEED and row["eval_loss"] is not None
     }
+
+
+def best_rate(rows: Sequence[Row], method: str) -> float | None:
+    """The learning rate with the lowest loss in the search; None if there was none."""
+    tried = searched(rows, method)
+    return min(tried, key=lambda lr: tried[lr], default=None)
 
 
 def searches(rows: Sequence[Row]) -> list[Row]:
@@ -99,12 +105,7 @@ def searches(rows: Sequence[Row]) -> list[Row]:
         best = min(tried, key=lambda at: tried[at], default=None)
         if best is None or not {best - 1, best + 1} <= tried.keys():
             continue
-        run = next(
-            row
-            for row in here
-            if (row["seed"], row["steps"], on_grid(row["lr"]))
-            == (SEARCH_SEED, SIZES[size].steps, best)
-        )
+        run = next(row for row in here if (row["seed"], on_grid(row["lr"])) == (SEARCH_SEED, best))
         lines.append(
             {
                 "method": method,
@@ -120,47 +121,52 @@ def searches(rows: Sequence[Row]) -> list[Row]:
     return sorted(lines, key=lambda line: (line["size"], line["eval_loss"]))
 
 
-def _finals(rows: Sequence[Row], method: str) -> list[Row]:
+def finals(rows: Sequence[Row], method: str) -> list[Row]:
     """The table's rows: other seeds, at the best learning rate of the search if there was one."""
-    tried = searched(rows, method)
-    best = min(tried, key=lambda lr: tried[lr]) if tried else None
+    best = best_rate(rows, method)
     return [
         row
         for row in rows
-        if row["method"] == method
-        and row["seed"] != SEARCH_SEED
-        and best in (None, row["lr"])
-        and row["steps"] == SIZES[row["size"]].steps
+        if row["method"] == method and row["seed"] != SEARCH_SEED and best in (None, row["lr"])
     ]
 
 
-def _losses(rows: Sequence[Row], method: str) -> dict[int, float]:
+def losses(rows: Sequence[Row], method: str) -> dict[int, float]:
     """Final losses by seed; infinite where it diverged."""
     return {
         row["seed"]: math.inf if row["eval_loss"] is None else row["eval_loss"]
-        for row in _finals(rows, method)
+        for row in finals(rows, method)
     }
 
 
 def _line(rows: Sequence[Row], method: str, size: str, rank: int) -> Row | None:
-    losses = _losses(rows, method)
-    if not losses:
+    runs = finals(rows, method)
+    if not runs:
         return None
-    first = _finals(rows, method)[0]
+    first = runs[0]
     return {
         "method": method,
         "size": size,
         "rank": None if method in WITHOUT_RANK else rank,
-        "seeds": len(losses),
-        "lr": first["lr"],
+        "at_rank": rank,
+        **means(runs),
         "searched": bool(searched(rows, method)),
-        "eval_loss": statistics.fmean(losses.values()),
-        "spread": statistics.stdev(losses.values()) if len(losses) > 1 else None,
-        "perplexity": math.exp(statistics.fmean(losses.values())),
-        "state_bytes": first["state_bytes"],
+        "perplexity": math.exp(statistics.fmean(losses(rows, method).values())),
         "matrix_state_bytes": first["matrix_state_bytes"],
-        "ms_per_step": statistics.fmean(r["ms_per_step"] for r in _finals(rows, method)),
         **_sensitivity(rows, method, first["lr"]),
+    }
+
+
+def means(runs: Sequence[Row]) -> Row:
+    """Over the seeds of one method; all runs have one learning rate."""
+    ends = [math.inf if run["eval_loss"] is None else run["eval_loss"] for run in runs]
+    return {
+        "seeds": len(runs),
+        "lr": runs[0]["lr"],
+        "eval_loss": statistics.fmean(ends),
+        "spread": statistics.stdev(ends) if len(ends) > 1 else None,
+        "state_bytes": runs[0]["state_bytes"],
+        "ms_per_step": statistics.fmean(run["ms_per_step"] for run in runs),
     }
 
 
@@ -175,11 +181,11 @@ def _sensitivity(rows: Sequence[Row], method: str, lr: float) -> Row:
     return found
 
 
-def _compare(group: list[Row], other: str, theirs: dict[int, float], rows: Sequence[Row]) -> None:
+def compare(group: list[Row], other: str, rows: Sequence[Row]) -> None:
     """Adds to each line its mean difference from ``other``, in percent of perplexity, and p."""
     tested = []
     for line in group:
-        difference, p, seeds = paired(_losses(rows, line["method"]), theirs)
+        difference, p, seeds = paired(losses(rows, line["method"]), losses(rows, other))
         known = line["method"] != other and seeds
         line[f"percent_beside_{other}"] = 100 * math.expm1(difference) if known else None
         line[f"p_beside_{other}"] = None

@@ -32,8 +32,9 @@ is reported with its 95 % interval, by the likelihood of each answer.
 
 What to train: --adapter lora (or dora, sora, rslora, lora_ga, lora_sb) freezes the model and trains
 small factors by AdamW; --adapter none trains the weights with --optimizer fira, galore, adamw ...
-A learning rate that suits LoRA (1e-4 to 1e-3) is ten times too high for full weights (1e-5 to
-1e-4). Rerunning the same command continues exactly where the run stopped.
+A learning rate that suits LoRA (1e-4 to 1e-3) is ten times too high for AdamW on the weights
+(1e-5 to 1e-4); fira and galore, whose subspace part moves at --scale times it, bear more.
+Rerunning the same command continues exactly where the run stopped.
 
 The output directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/ and, once
 finished, summary.json and model/: a Hugging Face folder with adapters merged, tokenizer included.

@@ -266,8 +266,9 @@ def summarize(
             found.interval,
         )
     if config.adapter == "sora":
-        gates = [x for path, x in jax.tree.leaves_with_path(state.params) if "gate'" in str(path)]
-        summary["open_gates"] = float(np.mean([np.mean(np.asarray(g) != 0) for g in gates]))
+        named = jax.tree.leaves_with_path(state.params)
+        gates = np.concatenate([np.ravel(x) for path, x in named if path[-1].key == "gate"])
+        summary["open_gates"] = float(np.mean(gates != 0))
     return summary | {
         "test_examples": len(test),
         "seconds": progress.seconds,

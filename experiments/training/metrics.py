@@ -35,6 +35,11 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
     return [record for record in _read_lines(path) if isinstance(record.get("step"), int)]
 
 
+def evaluations(path: str | os.PathLike[str]) -> list[tuple[int, float]]:
+    """Steps and held-out losses of a ``metrics.jsonl``."""
+    return [(r["step"], r["eval_loss"]) for r in read_metrics(path) if "eval_loss" in r]
+
+
 def _read_lines(path: str | os.PathLike[str]) -> Iterator[Record]:
     """Every whole line: steps and gaps."""
     file = epath.Path(path)

@@ -87,12 +87,12 @@ def _polar_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
     That of a singular value decomposition, which JAX would take, divides by differences of singular
     values: 0/0 where two are equal, though their product has a derivative there.
     """
-    u, inverse, vt = _directions(primals[0])
-    change = tangents[0]
+    u, values, vt = _directions(primals[0])
+    change, there = tangents[0], values > 0
+    inverse = jnp.where(there, 1 / jnp.where(there, values, 1), 0)
     inside = u.mT @ change @ vt.mT
-    values = jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse, 1), 0)
+    both = there[..., :, None] & there[..., None, :]
     sums = values[..., :, None] + values[..., None, :]
-    both = (inverse[..., :, None] > 0) & (inverse[..., None, :] > 0)
     turn = jnp.where(both, (inside - inside.mT) / jnp.where(both, sums, 1), 0)
     left = u @ (inverse[..., None] * (u.mT @ change - inside @ vt))
     right = ((change @ vt.mT - u @ inside) * inverse[..., None, :]) @ vt
@@ -100,9 +100,9 @@ def _polar_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
 
 
 def _directions(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``U``, the inverse singular values and ``V^T``, all zero in the null space."""
+    """``U``, the singular values and ``V^T``, all zero in the null space."""
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
     rounding = max(x.shape[-2:]) * jnp.finfo(x.dtype).eps
     there = s > rounding * jnp.max(s, axis=-1, keepdims=True)
-    kept = there.astype(u.dtype)
-    return u * kept[..., None, :], kept / jnp.where(there, s, 1), vt * kept[..., None]
+    kept = there.astype(x.dtype)
+    return u * kept[..., None, :], s * kept, vt * kept[..., None]

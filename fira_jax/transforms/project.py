@@ -243,14 +243,17 @@ def _require_own_state(state: Any, rule: Rule) -> None:
             f"low_rank_project needs a LowRankProjectState, got {type(state)}: restore a "
             "checkpoint into the structure of tx.init(params)"
         )
-    needed = rule.remembers
-    # A parameter that is not projected is an empty named tuple here: not nothing.
-    held = not (type(state.memory) is tuple and not state.memory)
-    if held != needed:
+    needed = rule.remembers and not _is_nothing(state.bases)  # as they are of no parameters
+    if _is_nothing(state.memory) == needed:
         raise ValueError(
             f"the optimizer state was initialized with another rule than refresh={rule!r}, which "
             f"{'needs a memory that it lacks' if needed else 'has no use for the memory it holds'}"
         )
+
+
+def _is_nothing(tree: Any) -> bool:
+    """Whether this is ``()``; a parameter that is not projected is an empty *named* tuple."""
+    return type(tree) is tuple and not tree
 
 
 def _memories(state: LowRankProjectState, plan: Sequence[Leaf | None], rule: Rule) -> list[Any]:

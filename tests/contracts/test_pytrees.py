@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from family import VARIANTS, build
 from flax import nnx
 from test_optax_contract import (
     RATE,
@@ -197,3 +198,13 @@ def test_bfloat16():
     # A weight near 1 is a multiple of 1/256 here, and each of seven steps rounds.
     rounding = np.sqrt(STEPS * params["kernel"].size) / 256
     assert gap < rounding < moved
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("lora_pro")])
+@pytest.mark.parametrize("nothing", [(), {}, []], ids=str)
+def test_a_tree_of_nothing_is_an_optimizers_too(variant, nothing):
+    """As Optax's own; LoRA-Pro alone needs something: pairs of factors."""
+    tx = build(variant)
+    updates, state = tx.update(nothing, tx.init(nothing), nothing)
+    assert updates == nothing
+    tx.update(nothing, state, nothing)

@@ -61,7 +61,7 @@ def test_a_line_of_the_table_by_hand():
     assert (fira["method"], fira["seeds"], fira["lr"]) == ("fira", 3, rate(1))
     assert fira["eval_loss"] == pytest.approx(0.7)
     assert fira["spread"] == pytest.approx(0.2)
-    assert fira["loss_beside_lora"] == pytest.approx(-0.4)
+    assert fira["percent_beside_lora"] == pytest.approx(100 * (math.exp(-0.4) - 1))
     ours, theirs = ({s: a + s / b for s in range(3)} for a, b in ((0.5, 5), (1.0, 10)))
     assert fira["p_beside_lora"] == pytest.approx(paired(ours, theirs)[1])
     assert lora["accuracy"] == pytest.approx(0.5)
@@ -110,6 +110,12 @@ def test_the_demo_takes_the_best_published_rates():
     assert demo.best_learning_rates(rows).keys() == demo.TITLES.keys()
     with pytest.raises(ValueError, match=r"no learning rate for \['fira'\]"):
         demo.best_learning_rates([r for r in rows if r["method"] != "fira"])
+
+
+def test_the_recorded_demo_is_of_these_settings():
+    recorded = json.loads(demo.RESULTS.read_text())
+    assert recorded["settings"] == demo.SETTINGS
+    assert recorded["results"].keys() == demo.TITLES.keys()
 
 
 def test_the_demos_runs_differ_in_nothing_but_the_method(tmp_path):
