@@ -12,10 +12,26 @@ import jax.numpy as jnp
 from fira_jax.matrix_view import MatrixView
 from fira_jax.norms import column_energy
 
+_WHERE_IT_BELONGS = (
+    "put fira_jax.project_back() in front of what takes arrays, and Optax's own transformations "
+    "behind it or into fira_jax.in_subspace(low_rank, ...)"
+)
+
+
+class _Told(type):
+    """A class whose name says what is wrong where JAX finds it in place of an array.
+
+    An Optax transformation that holds a state compares the tree of updates with that of its state.
+    Nothing of ours runs then, but JAX's error prints the class.
+    """
+
+    def __repr__(cls) -> str:
+        return f"{super().__repr__()} (an update still in its subspace: {_WHERE_IT_BELONGS})"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Subspace:
+class Subspace(metaclass=_Told):
     r"""A gradient on its way through the subspace: the update it stands for, not yet computed.
 
     .. math::
@@ -109,8 +125,7 @@ class Subspace:
         """Whoever takes a node for an array is told what is missing in front of him."""
         raise TypeError(
             f"an update of shape {self.view.shape} is still in its subspace, expected an array: "
-            "put fira_jax.project_back() in front of what takes arrays, and Optax's own "
-            "transformations behind it or into fira_jax.in_subspace(low_rank, ...)"
+            f"{_WHERE_IT_BELONGS}"
         )
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _not_an_array

@@ -247,6 +247,35 @@ def test_what_computes_with_the_inside_of_a_node_is_told_where_it_belongs(takes_
             update(params, tx.init(params), params)
 
 
+@pytest.mark.parametrize(
+    "with_a_state",
+    [
+        optax.scale_by_adam(),
+        optax.trace(0.9),
+        optax.ema(0.9),
+        optax.scale_by_lion(),
+        optax.add_decayed_weights(0.1),
+        optax.scale_by_trust_ratio(),
+    ],
+    ids=["adam", "trace", "ema", "lion", "decay", "trust_ratio"],
+)
+@pytest.mark.parametrize("place", [1, 2])
+def test_what_compares_the_tree_with_its_states_is_told_too(with_a_state, place):
+    """The error is JAX's; the name it prints for a node says where such a thing belongs."""
+    low_rank = LowRank(rank=2)
+    pieces = [
+        fira_jax.low_rank_project(low_rank),
+        fira_jax.scale_by_adam_in_subspace(low_rank),
+        fira_jax.project_back(),
+    ]
+    tx = optax.chain(*pieces[:place], with_a_state, *pieces[place:])
+    params = {"w": jnp.ones((8, 16)), "b": jnp.ones(16)}
+    with pytest.raises(
+        ValueError, match=r"'w'(.|\n)*still in its subspace.*behind it.*in_subspace"
+    ):
+        tx.update(params, tx.init(params), params)
+
+
 def test_a_state_of_another_rank_is_named():
     params = {"w": jnp.ones((8, 16))}
     small, large = (fira_jax.fira(1e-2, rank=rank) for rank in (2, 4))
