@@ -13,7 +13,9 @@ from experiments.llama.parametrization import PARAMETRIZATIONS
 from experiments.training.config import PretrainConfig
 from experiments.training.optimizers import OPTIMIZERS
 from fira_jax.basis import PowerIteration, Quantized
+from fira_jax.newton_schulz import quintic
 
+TRACKED = PowerIteration()
 MATRICES = fira_jax.match_paths(include=("attn", "mlp"))
 Make = Callable[[optax.Schedule, int, int, Any], optax.GradientTransformation]
 """Learning rate, rank, gap and seed; the last and what the schedule gives may be traced."""
@@ -89,6 +91,32 @@ def fira_clipped(
     return optax.chain(optax.clip_by_global_norm(1.0), fira(gamma=None)(lr, rank, gap, seed))
 
 
+def fira_tracked_orthogonal(
+    lr: optax.Schedule, rank: int, gap: int, seed: Any
+) -> optax.GradientTransformation:
+    """Tracked Fira, whose whole update then has all its directions at one weight, as Muon's."""
+    del gap
+    low_rank = fira_jax.LowRank(
+        rank, 10, 0.25, weight_dimension_numbers=MATRICES, basis=TRACKED, moments="carry", seed=seed
+    )
+    orthogonal = optax.stateless(lambda updates, _: jax.tree.map(_orthogonal, updates))
+    return optax.chain(
+        fira_jax.low_rank_project(low_rank),
+        fira_jax.scale_by_adam_in_subspace(low_rank),
+        fira_jax.fira_residual_scale(),
+        fira_jax.project_back(),
+        fira_jax.on_matrices(orthogonal, optax.identity(), MATRICES),
+        optax.scale_by_learning_rate(lr),
+    )
+
+
+def _orthogonal(x: jax.Array) -> jax.Array:
+    """All singular values near those of an Adam step of full rank, divided by four as Fira's."""
+    short = x.mT if x.shape[-2] > x.shape[-1] else x
+    found = 0.05 * max(x.shape[-2:]) ** 0.5 * quintic(short, rounds=5)
+    return found.mT if short is not x else found
+
+
 def adamw(b2: float = 0.999, weight_decay: float = 0.0) -> Make:
     """Full-rank AdamW."""
     return lambda lr, *_: optax.adamw(lr, b2=b2, weight_decay=weight_decay)
@@ -122,7 +150,6 @@ def of_layers(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: tx.init(apart(params)), update)
 
 
-TRACKED = PowerIteration()
 METHODS: dict[str, Make] = {
     **{name: of_pretrain(name) for name in OPTIMIZERS},
     **dict.fromkeys(PARAMETRIZATIONS, adamw()),
@@ -152,6 +179,7 @@ METHODS: dict[str, Make] = {
     ),
     "sumo_tracked_gap10": chosen(fira_jax.sumo, gap=10, basis=TRACKED),
     "fira_tracked_gap10_paper": fira(gap=10, basis=TRACKED, moments="carry", form="paper"),
+    "fira_tracked_orthogonal": fira_tracked_orthogonal,
     # The paper's ablations.
     "fira_no_limiter": fira(gamma=None),
     "fira_clipped": fira_clipped,
