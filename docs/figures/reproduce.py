@@ -4,6 +4,7 @@ python docs/figures/reproduce.py     # docs/results/reproduce.json -> docs/image
 """
 
 import json
+import math
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -20,13 +21,15 @@ RESULTS = DOCS / "results" / "reproduce.json"
 CURVES, FRONT = DOCS / "images" / "reproduce_curves.png", DOCS / "images" / "reproduce_front.png"
 TABLES = ("pretraining", "better")
 NO_STATE = 1e4  # bytes: where a logarithmic axis shows none
+LINE = 0.025  # nats: the height of a label
 # Those that the curves show, in the demo's colours.
 SHOWN = {
     "adamw": ("AdamW", STYLE["AdamW"][0]),
     "galore": ("GaLore", STYLE["GaLore"][0]),
     "fira": ("Fira", STYLE["Fira"][0]),
     "fira_tracked_gap10": ("Fira, tracked", STYLE["Fira, tracked"][0]),
-    "fira_4bit_rank_x4_tracked_gap10": ("the same, 4-bit basis, rank × 4", "#CC79A7"),
+    "fira_tracked_orthogonal": ("Fira, tracked, orthogonalized", "#D55E00"),
+    "fira_4bit_rank_x4_tracked_gap10": ("Fira, tracked, 4 bits, rank × 4", "#CC79A7"),
 }
 
 
@@ -63,22 +66,25 @@ def draw(results: dict[str, Any]) -> None:
     """Writes both pictures: curves of the headline, and the front where most methods are."""
     rcParams["font.size"] = 9
     lines = lines_of(results)
+    compared = {"adamw", "galore", "fira", "fira_tracked_gap10"}
     headline = [
         place
         for place in sorted(places(lines))
-        if {"fira", "fira_tracked_gap10"} <= {x["method"] for x in at(lines, *place)}
+        if compared <= {x["method"] for x in at(lines, *place)}
     ]
-    figure = Figure(figsize=(3.6 * len(headline), 3.4), dpi=150, layout="constrained")
-    for axes, (size, rank) in zip(
-        figure.subplots(1, len(headline), squeeze=False)[0], headline, strict=True
-    ):
+    rows = -(-len(headline) // 2)
+    figure = Figure(figsize=(8.4, 3.4 * rows), dpi=150, layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axes, (size, rank) in zip(panels, headline, strict=False):
         curves(axes, results, at(lines, size, rank), size)
         axes.set_title(f"LLaMA {size}, rank {rank}")
         axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(headline) :]:
+        axes.set_visible(False)
     figure.savefig(CURVES, facecolor="white")
 
     size, rank = places(lines)[0]
-    figure = Figure(figsize=(8.4, 5.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.4, 5.6), dpi=150, layout="constrained")
     axes = figure.subplots()
     front(axes, at(lines, size, rank))
     axes.set_title(f"LLaMA {size}, rank {rank} where there is one", loc="left")
@@ -103,22 +109,29 @@ def curves(axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], size
 
 
 def front(axes: Axes, here: list[dict[str, Any]]) -> None:
-    """Final validation loss against the bytes of state of the projected matrices."""
-    for line in here:
-        label, colour = SHOWN.get(line["method"], (line["method"].replace("_", " "), "#777777"))
+    """Final validation loss against the bytes of state of the projected matrices.
+
+    Names stand where there is room, and in the table all of them.
+    """
+    named: list[tuple[float, float]] = []
+    for line in sorted(here, key=lambda line: (line["method"] in SHOWN, line["eval_loss"])):
+        method, loss = line["method"], line["eval_loss"]
         place = max(line["matrix_state_bytes"], NO_STATE) / 1e6
+        label, colour = SHOWN.get(method, (None, "#777777"))
         axes.errorbar(
-            place, line["eval_loss"], yerr=line["spread"] or 0, fmt="o", color=colour, elinewidth=1
+            place, loss, line["spread"] or 0, fmt="o", color=colour, elinewidth=1, label=label
         )
-        axes.annotate(
-            label,
-            (place, line["eval_loss"]),
-            xytext=(5, 3),
-            textcoords="offset points",
-            fontsize=8,
-            color=colour,
-        )
+        if method not in SHOWN and all(
+            abs(math.log(x / place)) > math.log(4) or abs(y - loss) > LINE for x, y in named
+        ):
+            named.append((place, loss))
+            name, right = method.replace("_", " "), {"xytext": (6, 0), "va": "center"}
+            axes.annotate(
+                name, (place, loss), **right, textcoords="offset points", fontsize=8, color=colour
+            )
+    axes.legend(frameon=False, loc="upper left")
     axes.set_xscale("log")
+    axes.set_xlim(right=4 * max(line["matrix_state_bytes"] for line in here) / 1e6)
     axes.set_xlabel("state of attention and MLP, MB (leftmost: none)")
     axes.set_ylabel("validation loss, nats a byte")
 

@@ -9,9 +9,11 @@ TABLE = Table(
         "fira_tracked_gap20", "fira_4bit_rank_x4_tracked_gap20", "fira_tracked_gap5",
         "fira_randomized_gap10_carried", "fira_tracked_gap10_kept", "fira_carried", "fira_gap10",
         "fira_gap20", "fira_8bit_rank_x4_tracked_gap10", "fira_tracked_gap10_paper",
-        "fira_tracked_orthogonal", "apollo_mini", "racs", "subtrack", "alice_0", "sumo",
+        "fira_tracked_scale_0.125", "fira_tracked_scale_0.0625", "fira_tracked_orthogonal",
+        "fira_tracked_whitened", "fira_tracked_sinkhorn", "fira_tracked_of_whitened",
+        "fira_tracked_of_sinkhorn", "apollo_mini", "racs", "subtrack", "alice_0", "sumo",
         "sumo_tracked_gap10", "swan", "muon",
     ),
-    beside=("fira", "fira_tracked_gap10"),
+    beside=("fira", "fira_tracked_gap10", "fira_tracked_orthogonal"),
     seeds=5,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from experiments.training.config import PretrainConfig
 from experiments.training.optimizers import OPTIMIZERS
 from fira_jax.basis import PowerIteration, Quantized
 from fira_jax.newton_schulz import quintic
+from fira_jax.transforms import multi_normalize, standardize, unit_rms, whiten
 
 TRACKED = PowerIteration()
 MATRICES = fira_jax.match_paths(include=("attn", "mlp"))
@@ -91,30 +92,45 @@ def fira_clipped(
     return optax.chain(optax.clip_by_global_norm(1.0), fira(gamma=None)(lr, rank, gap, seed))
 
 
-def fira_tracked_orthogonal(
-    lr: optax.Schedule, rank: int, gap: int, seed: Any
-) -> optax.GradientTransformation:
-    """Tracked Fira, whose whole update then has all its directions at one weight, as Muon's."""
-    del gap
-    low_rank = fira_jax.LowRank(
-        rank, 10, 0.25, weight_dimension_numbers=MATRICES, basis=TRACKED, moments="carry", seed=seed
-    )
-    orthogonal = optax.stateless(lambda updates, _: jax.tree.map(_orthogonal, updates))
-    return optax.chain(
-        fira_jax.low_rank_project(low_rank),
-        fira_jax.scale_by_adam_in_subspace(low_rank),
-        fira_jax.fira_residual_scale(),
-        fira_jax.project_back(),
-        fira_jax.on_matrices(orthogonal, optax.identity(), MATRICES),
-        optax.scale_by_learning_rate(lr),
-    )
+def tracked_then(normalize: optax.GradientTransformation) -> Make:
+    """Tracked Fira, the whole update of each matrix then normalized: nothing is left to limit."""
+
+    def make(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
+        del gap
+        return optax.chain(
+            fira_jax.fira_tracked(
+                1.0, rank, gamma=None, weight_dimension_numbers=MATRICES, seed=seed
+            ),
+            fira_jax.on_matrices(
+                optax.chain(normalize, optax.scale(0.05)), optax.identity(), MATRICES
+            ),
+            optax.scale_by_schedule(lr),
+        )
+
+    return make
 
 
-def _orthogonal(x: jax.Array) -> jax.Array:
-    """All singular values near those of an Adam step of full rank, divided by four as Fira's."""
-    short = x.mT if x.shape[-2] > x.shape[-1] else x
-    found = 0.05 * max(x.shape[-2:]) ** 0.5 * quintic(short, rounds=5)
-    return found.mT if short is not x else found
+def tracked_of(normalize: optax.GradientTransformation) -> Make:
+    """Tracked Fira of normalized gradients."""
+
+    def make(lr: optax.Schedule, rank: int, gap: int, seed: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            fira_jax.on_matrices(normalize, optax.identity(), MATRICES),
+            chosen(fira_jax.fira_tracked, gap=10)(lr, rank, gap, seed),
+        )
+
+    return make
+
+
+def muons(x: jax.Array) -> jax.Array:
+    """All directions at one size, by Muon's iteration on the shorter side; entries of about one."""
+    found = quintic(x, 5) if x.shape[-2] <= x.shape[-1] else quintic(x.mT, 5).mT
+    return max(x.shape[-2:]) ** 0.5 * found
+
+
+ORTHOGONAL = optax.stateless(lambda updates, _: jax.tree.map(muons, updates))
+WHITENED = multi_normalize(standardize("input"), whiten(6, 0.8))
+SINKHORN = multi_normalize(unit_rms("input"), unit_rms("output"), rounds=3)
 
 
 def adamw(b2: float = 0.999, weight_decay: float = 0.0) -> Make:
@@ -179,7 +195,13 @@ METHODS: dict[str, Make] = {
     ),
     "sumo_tracked_gap10": chosen(fira_jax.sumo, gap=10, basis=TRACKED),
     "fira_tracked_gap10_paper": fira(gap=10, basis=TRACKED, moments="carry", form="paper"),
-    "fira_tracked_orthogonal": fira_tracked_orthogonal,
+    "fira_tracked_scale_0.125": chosen(fira_jax.fira_tracked, gap=10, scale=0.125),
+    "fira_tracked_scale_0.0625": chosen(fira_jax.fira_tracked, gap=10, scale=0.0625),
+    "fira_tracked_orthogonal": tracked_then(ORTHOGONAL),
+    "fira_tracked_whitened": tracked_then(WHITENED),
+    "fira_tracked_sinkhorn": tracked_then(SINKHORN),
+    "fira_tracked_of_whitened": tracked_of(WHITENED),
+    "fira_tracked_of_sinkhorn": tracked_of(SINKHORN),
     # The paper's ablations.
     "fira_no_limiter": fira(gamma=None),
     "fira_clipped": fira_clipped,

@@ -133,33 +133,34 @@ def finals(rows: Sequence[Row], method: str) -> list[Row]:
 
 def losses(rows: Sequence[Row], method: str) -> dict[int, float]:
     """Final losses by seed; infinite where it diverged."""
-    return {
-        row["seed"]: math.inf if row["eval_loss"] is None else row["eval_loss"]
-        for row in finals(rows, method)
-    }
+    return {row["seed"]: _end(row) for row in finals(rows, method)}
+
+
+def _end(run: Row) -> float:
+    return math.inf if run["eval_loss"] is None else run["eval_loss"]
 
 
 def _line(rows: Sequence[Row], method: str, size: str, rank: int) -> Row | None:
     runs = finals(rows, method)
     if not runs:
         return None
-    first = runs[0]
+    found = means(runs)
     return {
         "method": method,
         "size": size,
         "rank": None if method in WITHOUT_RANK else rank,
         "at_rank": rank,
-        **means(runs),
+        **found,
         "searched": bool(searched(rows, method)),
-        "perplexity": math.exp(statistics.fmean(losses(rows, method).values())),
-        "matrix_state_bytes": first["matrix_state_bytes"],
-        **_sensitivity(rows, method, first["lr"]),
+        "perplexity": math.exp(found["eval_loss"]),
+        "matrix_state_bytes": runs[0]["matrix_state_bytes"],
+        **_sensitivity(rows, method, found["lr"]),
     }
 
 
 def means(runs: Sequence[Row]) -> Row:
     """Over the seeds of one method; all runs have one learning rate."""
-    ends = [math.inf if run["eval_loss"] is None else run["eval_loss"] for run in runs]
+    ends = [_end(run) for run in runs]
     return {
         "seeds": len(runs),
         "lr": runs[0]["lr"],

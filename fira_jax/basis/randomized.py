@@ -59,13 +59,8 @@ class Randomized(Svd):
             seed = words_of(key)
             columns = min(rank + self.oversample, *grad.shape)
             span = grad @ random_uniform(seed, (grad.shape[1], columns), grad.dtype)
-            # A loop, so that compilers meet its factorization once.
-            span = jax.lax.fori_loop(
-                0,
-                self.power_iterations,
-                lambda _, x: grad @ (grad.T @ _divide_by_gram_root(x)),
-                span,
-            )
+            for _ in range(self.power_iterations):
+                span = grad @ (grad.T @ _divide_by_gram_root(span))
             leading = orthonormalize(span, ~seed)
             if self.oversample:
                 within = leading.T @ grad

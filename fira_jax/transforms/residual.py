@@ -237,7 +237,6 @@ def norm_ratio(
 def residual_norm(node: Subspace) -> jax.Array:
     r"""The norm :math:`\lVert s \circ f(G - \kappa P R) \rVert_F` of each matrix, ``[*batch]``."""
     assert node.residual_scale is not None
-    # As a product: XLA's CPU compiler makes one kernel of it, and three of a long vector's sum.
     weights = jnp.square(node.residual_scale)
     return root(jnp.einsum("...ib,...ib->...", weights, residual_energy(node)))
 

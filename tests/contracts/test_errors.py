@@ -219,6 +219,18 @@ def test_a_chain_without_its_end_or_its_beginning_names_the_missing_piece():
         headless.update(params, headless.init(params), params)
 
 
+def walk_with(foreign, place):
+    """A walk with something foreign in its midst, and parameters for it."""
+    low_rank = LowRank(rank=2)
+    pieces = [
+        fira_jax.low_rank_project(low_rank),
+        fira_jax.scale_by_adam_in_subspace(low_rank),
+        fira_jax.project_back(),
+    ]
+    params = {"w": jnp.ones((8, 16)), "b": jnp.ones(16)}
+    return optax.chain(*pieces[:place], foreign, *pieces[place:]), params
+
+
 @pytest.mark.parametrize(
     "takes_arrays",
     [
@@ -234,14 +246,7 @@ def test_a_chain_without_its_end_or_its_beginning_names_the_missing_piece():
 )
 @pytest.mark.parametrize("place", [1, 2])
 def test_what_computes_with_the_inside_of_a_node_is_told_where_it_belongs(takes_arrays, place):
-    low_rank = LowRank(rank=2)
-    pieces = [
-        fira_jax.low_rank_project(low_rank),
-        fira_jax.scale_by_adam_in_subspace(low_rank),
-        fira_jax.project_back(),
-    ]
-    tx = optax.chain(*pieces[:place], takes_arrays, *pieces[place:])
-    params = {"w": jnp.ones((8, 16)), "b": jnp.ones(16)}
+    tx, params = walk_with(takes_arrays, place)
     for update in (tx.update, jax.jit(tx.update)):
         with pytest.raises(TypeError, match=r"shape \(8, 16\) is still in its subspace.*behind it"):
             update(params, tx.init(params), params)
@@ -262,14 +267,7 @@ def test_what_computes_with_the_inside_of_a_node_is_told_where_it_belongs(takes_
 @pytest.mark.parametrize("place", [1, 2])
 def test_what_compares_the_tree_with_its_states_is_told_too(with_a_state, place):
     """The error is JAX's; the name it prints for a node says where such a thing belongs."""
-    low_rank = LowRank(rank=2)
-    pieces = [
-        fira_jax.low_rank_project(low_rank),
-        fira_jax.scale_by_adam_in_subspace(low_rank),
-        fira_jax.project_back(),
-    ]
-    tx = optax.chain(*pieces[:place], with_a_state, *pieces[place:])
-    params = {"w": jnp.ones((8, 16)), "b": jnp.ones(16)}
+    tx, params = walk_with(with_a_state, place)
     with pytest.raises(
         ValueError, match=r"'w'(.|\n)*still in its subspace.*behind it.*in_subspace"
     ):

@@ -102,7 +102,21 @@ def test_the_demo_gets_into_the_readme_and_nothing_else_changes():
     demo = {"settings": settings, "results": {"adamw": result, "fira": result}}
     runs = [{"lr": 0.5, "eval_loss": 2.0}, {"lr": 0.25, "eval_loss": 1.0}]
     sweep = {"settings": {"rank": 16}, "runs": {"galore": runs, "fira": runs}}
-    block = readme.demo_block(demo, sweep, "https://raw", "https://site/")
+
+    def line(method, percent, size="1m-long"):
+        return {"method": method, "size": size, "percent_beside_fira": percent, "seeds": 4}
+
+    tables = {
+        "better": [
+            line("fira_tracked_gap10", -3.2),
+            line("fira_tracked_gap10", -4.6),
+            line("fira_tracked_gap10", -40.0, size="1m"),
+        ],
+        "claims": [line("galore", 7.1), line("galore", 11.9), line("adamw", 20.0)],
+    }
+    block = readme.demo_block(demo, sweep, tables, "https://raw", "https://site/")
+    assert "Over 4 seeds in runs as long, at two ranks, perplexity ends 3 to 5 %\n" in block
+    assert "7 to 12 % above it with GaLore and\n20 to 20 % with AdamW\n" in block
     assert "| Fira | 4 | 12.35 | 3.46 MB | 4.5 | 0.01 |\n" in block
     assert "| GaLore | 16 | 2.718 | – | – | 0.25 |\n" in block
     assert "48 tokens" in block
