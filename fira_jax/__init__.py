@@ -30,6 +30,7 @@ from fira_jax.methods.apollo import apollo as apollo
 from fira_jax.methods.apollo import apollo_mini as apollo_mini
 from fira_jax.methods.dct_adamw import dct_adamw as dct_adamw
 from fira_jax.methods.fira import fira as fira
+from fira_jax.methods.fira_orthogonal import fira_orthogonal as fira_orthogonal
 from fira_jax.methods.fira_tracked import fira_tracked as fira_tracked
 from fira_jax.methods.frugal import frugal as frugal
 from fira_jax.methods.galore import galore as galore

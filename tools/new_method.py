@@ -182,7 +182,7 @@ def changes(root: Path, name: str, title: str, paper: str) -> dict[Path, tuple[s
     line = f"from fira_jax.methods.{name} import {name} as {name}\n"
     edit(root / "fira_jax/__init__.py", r"from fira_jax\.methods\.", line, ordered=True)
     line = f"\n.. autofunction:: fira_jax.{name}\n"
-    edit(root / "docs/api/methods.md", r"\.\. autofunction::", line)
+    edit(root / "docs/api/methods.md", r"\.\. autofunction:: fira_jax\.\w+$", line)
     line = f'    "{name}": low_rank(fira_jax.{name}, keep=["scale"]),\n'
     edit(root / "experiments/training/optimizers.py", r'    "\w+": low_rank\(', line)
     entry = (

@@ -55,6 +55,8 @@ METHODS = [
            "Adam in the subspace; the rest, column by column, scaled as Adam scaled the subspace"),
     Method("fira_tracked", "tracked Fira", "../results/reproduce.md", "ar + 2br + 1",
            "as Fira, in a subspace that follows by power iteration, with moments that turn along"),
+    Method("fira_orthogonal", "orthogonalized Fira", "../results/reproduce.md", "ar + 2br",
+           "all of it: tracked Fira's update, then all of its directions at one size"),
     Method("galore", "GaLore", "2403.03507", "ar + 2br",
            "Adam in the leading subspace, nothing outside"),
     Method("galore2", "GaLore 2", "2504.20437", "ar + 2br",

@@ -13,7 +13,6 @@ from experiments.llama.parametrization import PARAMETRIZATIONS
 from experiments.training.config import PretrainConfig
 from experiments.training.optimizers import OPTIMIZERS
 from fira_jax.basis import PowerIteration, Quantized
-from fira_jax.newton_schulz import quintic
 from fira_jax.transforms import multi_normalize, standardize, unit_rms, whiten
 
 TRACKED = PowerIteration()
@@ -122,13 +121,6 @@ def tracked_of(normalize: optax.GradientTransformation) -> Make:
     return make
 
 
-def muons(x: jax.Array) -> jax.Array:
-    """All directions at one size, by Muon's iteration on the shorter side; entries of about one."""
-    found = quintic(x, 5) if x.shape[-2] <= x.shape[-1] else quintic(x.mT, 5).mT
-    return max(x.shape[-2:]) ** 0.5 * found
-
-
-ORTHOGONAL = optax.stateless(lambda updates, _: jax.tree.map(muons, updates))
 WHITENED = multi_normalize(standardize("input"), whiten(6, 0.8))
 SINKHORN = multi_normalize(unit_rms("input"), unit_rms("output"), rounds=3)
 
@@ -197,7 +189,11 @@ METHODS: dict[str, Make] = {
     "fira_tracked_gap10_paper": fira(gap=10, basis=TRACKED, moments="carry", form="paper"),
     "fira_tracked_scale_0.125": chosen(fira_jax.fira_tracked, gap=10, scale=0.125),
     "fira_tracked_scale_0.0625": chosen(fira_jax.fira_tracked, gap=10, scale=0.0625),
-    "fira_tracked_orthogonal": tracked_then(ORTHOGONAL),
+    "fira_orthogonal_rms_0.1": chosen(fira_jax.fira_orthogonal, gap=10, consistent_rms=0.1),
+    "fira_orthogonal_rms_0.2": chosen(fira_jax.fira_orthogonal, gap=10, consistent_rms=0.2),
+    "fira_orthogonal_3_steps": chosen(fira_jax.fira_orthogonal, gap=10, ns_steps=3),
+    "fira_orthogonal_2_steps": chosen(fira_jax.fira_orthogonal, gap=10, ns_steps=2),
+    "fira_orthogonal_gap20": chosen(fira_jax.fira_orthogonal, gap=20),
     "fira_tracked_whitened": tracked_then(WHITENED),
     "fira_tracked_sinkhorn": tracked_then(SINKHORN),
     "fira_tracked_of_whitened": tracked_of(WHITENED),

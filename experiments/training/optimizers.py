@@ -84,6 +84,7 @@ OPTIMIZERS: dict[str, Builder] = {
     "fira": low_rank(fira_jax.fira),
     "fira_paper": low_rank(fira_jax.fira, form="paper"),
     "fira_tracked": low_rank(fira_jax.fira_tracked, keep=["update_proj_gap", "basis"]),
+    "fira_orthogonal": low_rank(fira_jax.fira_orthogonal, keep=["update_proj_gap", "basis"]),
     "galore": low_rank(fira_jax.galore),
     "galore2": low_rank(fira_jax.galore2),
     "lotus": low_rank(fira_jax.lotus, keep=["update_proj_gap"]),

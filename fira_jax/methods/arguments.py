@@ -19,6 +19,7 @@ _NUMBERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("b1", "b2", "momentum", "rho", "decay"), decay),
     "eps": epsilon,
     "scale": number,
+    "consistent_rms": number,
     "gamma": functools.partial(number, least=1),
     "weight_decay": functools.partial(number, least=0),
 }

@@ -29,6 +29,7 @@ from fira_jax.transforms.norm_test import AdaptBatchSizeState as AdaptBatchSizeS
 from fira_jax.transforms.norm_test import adapt_batch_size as adapt_batch_size
 from fira_jax.transforms.norm_test import gradient_variance as gradient_variance
 from fira_jax.transforms.normalize import multi_normalize as multi_normalize
+from fira_jax.transforms.normalize import orthogonal as orthogonal
 from fira_jax.transforms.normalize import standardize as standardize
 from fira_jax.transforms.normalize import unit_rms as unit_rms
 from fira_jax.transforms.normalize import whiten as whiten

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fira_jax.checks import require_choice
-from fira_jax.newton_schulz import inverse_root
+from fira_jax.checks import require_choice, require_count
+from fira_jax.newton_schulz import inverse_root, quintic
 from fira_jax.norms import root
 from fira_jax.trees import map_leaves, stateless
 
@@ -174,6 +174,42 @@ def whiten(ns_steps: int = 10, step_size: jax.typing.ArrayLike = 0.5) -> Normali
         with jax.default_matmul_precision("float32"):
             x = whitened(x) if x.shape[-2] <= x.shape[-1] else whitened(x.mT).mT
         return x * _divide(norm, _frobenius(x))
+
+    return normalize
+
+
+def orthogonal(ns_steps: int = 5) -> Normalization:
+    r"""Gives all directions of a matrix about the same weight, by Muon's iteration.
+
+    .. math::
+
+        X = U \Sigma V^\top \;\to\; \sqrt{\max(m, n)}\; U V^\top
+
+    so that entries of a matrix of full rank have a root mean square of about one. Products only, on
+    the shorter side, and a fixed number of them; singular values end between about 0.7 and 1.2 of a
+    common value, those that were very small below.
+
+    Args:
+      ns_steps: number of steps. Static.
+
+    Raises:
+      ValueError: ``ns_steps`` is below 1.
+
+    Example:
+      >>> import fira_jax, jax.numpy as jnp
+      >>> x = fira_jax.transforms.orthogonal()(jnp.diag(jnp.array([1.0, 2.0, 4.0, 8.0])))
+      >>> bool(jnp.all(abs(jnp.diag(x) / 4**0.5 - 0.95) < 0.3))
+      True
+
+    References:
+      Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024.
+    """
+    require_count("ns_steps", ns_steps)
+
+    def normalize(x: jax.Array) -> jax.Array:
+        wide = x.shape[-2] <= x.shape[-1]
+        factor = quintic(x, ns_steps) if wide else quintic(x.mT, ns_steps).mT
+        return max(x.shape[-2:]) ** 0.5 * factor
 
     return normalize
 

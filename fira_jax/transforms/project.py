@@ -24,6 +24,7 @@ from fira_jax.refresh.replace import replace_bases
 from fira_jax.sharding.explicit import on_any_mesh
 from fira_jax.subspace import Subspace
 from fira_jax.transforms.entering import enter
+from fira_jax.transforms.normalize import Normalization
 from fira_jax.transforms.residual import residual
 from fira_jax.transforms.state_parts import put_together, take_apart
 from fira_jax.trees import (
@@ -164,7 +165,9 @@ def low_rank_project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def project_back() -> optax.GradientTransformationExtraArgs:
+def project_back(
+    normalize: Normalization | None = None,
+) -> optax.GradientTransformationExtraArgs:
     r"""Turns each node into the full-size update it stands for.
 
     .. math::
@@ -175,6 +178,10 @@ def project_back() -> optax.GradientTransformationExtraArgs:
     does something to its entries, which takes a second product). The only place where an array of
     the weight's size is made. Plain arrays pass unchanged. An ``observe`` among the extra arguments
     of ``update`` is called with what comes in, as :func:`fira_jax.measured` needs it.
+
+    Args:
+      normalize: what is done last to the whole update of each matrix, ``[*batch, m, n]`` in
+        float32 or wider, such as :func:`fira_jax.transforms.orthogonal` ``()``; None for nothing.
 
     Example:
       >>> import fira_jax, jax.numpy as jnp, optax
@@ -187,7 +194,7 @@ def project_back() -> optax.GradientTransformationExtraArgs:
       >>> bool(jnp.allclose(updates["w"], grads["w"], atol=1e-4))  # the gradient has rank 1
       True
     """
-    lift = _lift_all()
+    lift = _lift_all(normalize)
 
     def update(
         updates: optax.Updates,
@@ -206,7 +213,7 @@ def project_back() -> optax.GradientTransformationExtraArgs:
 
 
 @on_any_mesh
-def _lift_all() -> optax.GradientTransformationExtraArgs:
+def _lift_all(normalize: Normalization | None) -> optax.GradientTransformationExtraArgs:
     def lift(node: Any) -> Any:
         if not isinstance(node, Subspace):
             return node
@@ -226,7 +233,10 @@ def _lift_all() -> optax.GradientTransformationExtraArgs:
                 parts.append(jnp.where(node.usable, node.view.canonical(s) * node.matrix, 0))
         if inside:
             parts.append(node.view.lift(node.basis, functools.reduce(jnp.add, inside)))
-        return node.view.from_matrix(functools.reduce(jnp.add, parts).astype(node.matrix.dtype))
+        whole = functools.reduce(jnp.add, parts)
+        if normalize is not None:
+            whole = normalize(whole.astype(node.raw.dtype))
+        return node.view.from_matrix(whole.astype(node.matrix.dtype))
 
     return stateless(lambda updates: map_leaves(lift, updates))
 
