@@ -1,4 +1,4 @@
-"""Orthogonalized Fira against its steps in NumPy float64: Fira's reference, then Muon's iteration."""
+"""Orthogonalized Fira against NumPy in float64: the reference of Fira, then Muon's iteration."""
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def test_the_iteration_comes_near_the_orthogonal_factor(shape):
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="ns_steps must be at least 1, got 0"):
         fira_jax.fira_orthogonal(RATE, ns_steps=0)
-    with pytest.raises(TypeError, match="ns_steps must be an int, got 2.5"):
+    with pytest.raises(TypeError, match=r"ns_steps must be an int, got 2\.5"):
         orthogonal(2.5)
     with pytest.raises(TypeError, match="consistent_rms must be a number, got None"):
         fira_jax.fira_orthogonal(RATE, consistent_rms=None)
