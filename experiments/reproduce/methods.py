@@ -189,7 +189,7 @@ METHODS: dict[str, Make] = {
     "fira_tracked_gap10_paper": fira(gap=10, basis=TRACKED, moments="carry", form="paper"),
     "fira_tracked_scale_0.125": chosen(fira_jax.fira_tracked, gap=10, scale=0.125),
     "fira_tracked_scale_0.0625": chosen(fira_jax.fira_tracked, gap=10, scale=0.0625),
-    "fira_orthogonal_rms_0.1": chosen(fira_jax.fira_orthogonal, gap=10, consistent_rms=0.1),
+    "fira_orthogonal_rms_0.025": chosen(fira_jax.fira_orthogonal, gap=10, consistent_rms=0.025),
     "fira_orthogonal_rms_0.2": chosen(fira_jax.fira_orthogonal, gap=10, consistent_rms=0.2),
     "fira_orthogonal_3_steps": chosen(fira_jax.fira_orthogonal, gap=10, ns_steps=3),
     "fira_orthogonal_2_steps": chosen(fira_jax.fira_orthogonal, gap=10, ns_steps=2),

@@ -5,6 +5,7 @@ import functools
 import math
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -126,6 +127,37 @@ def _programs(method: str, size: str, rank: int) -> Programs:
     return Programs(init, step, make_evaluate(graphdef), restart if method == "relora" else None)
 
 
+class Step(NamedTuple):
+    """What is known after one step.
+
+    The state is given up to the next one: use it before.
+    """
+
+    count: int
+    state: TrainState
+    loss: float
+    seconds: float
+    """Of this process on one thread, refreshes included: what else the machine does counts less."""
+
+
+def steps_of(run: Run) -> Iterator[Step]:
+    """Trains from random weights, a step at a time, until a loss is not finite."""
+    how = SIZES[run.size]
+    programs = _programs(run.method, run.size, run.rank)
+    seed, lr, steps = jnp.int32(run.seed), jnp.float32(run.lr), jnp.float32(run.steps)
+    state = programs.init(seed)
+    batches = text_of(run.size).train(batch_size=how.batch_size, seed=run.seed)
+    for count in range(1, run.steps + 1):
+        tokens = jnp.asarray(next(batches)["tokens"])
+        began = time.process_time()
+        state, loss = jax.block_until_ready(programs.step(state, tokens, lr, steps, seed))
+        if programs.restart and count % how.gap == 0 and count < run.steps:
+            state = jax.block_until_ready(programs.restart(state, seed))
+        yield Step(count, state, float(loss), time.process_time() - began)
+        if not math.isfinite(loss):
+            return
+
+
 def train(run: Run) -> dict[str, Any]:
     """Trains from random weights and measures.
 
@@ -133,25 +165,15 @@ def train(run: Run) -> dict[str, Any]:
       A row for the tables. The loss of a run that diverged is None.
     """
     how, text = SIZES[run.size], text_of(run.size)
-    programs = _programs(run.method, run.size, run.rank)
+    evaluate = _programs(run.method, run.size, run.rank).evaluate
     validation = [jnp.asarray(b["tokens"]) for b in text.validation(batch_size=16)]
-    seed, lr, steps = jnp.int32(run.seed), jnp.float32(run.lr), jnp.float32(run.steps)
-    state = programs.init(seed)
-    batches = text.train(batch_size=how.batch_size, seed=run.seed)
     curve: list[tuple[int, float]] = []
     times, losses = [], []
-    for count in range(1, run.steps + 1):
-        tokens = jnp.asarray(next(batches)["tokens"])
-        began = time.process_time()
-        state, loss = jax.block_until_ready(programs.step(state, tokens, lr, steps, seed))
-        if programs.restart and count % how.gap == 0 and count < run.steps:
-            state = jax.block_until_ready(programs.restart(state, seed))
-        times.append(time.process_time() - began)
-        losses.append(float(loss))
-        if not math.isfinite(losses[-1]):
-            break
-        if count % how.eval_every == 0 or count == run.steps:
-            curve.append((count, float(programs.evaluate(state.params, validation, state.frozen))))
+    for count, state, loss, seconds in steps_of(run):
+        times.append(seconds)
+        losses.append(loss)
+        if math.isfinite(loss) and (count % how.eval_every == 0 or count == run.steps):
+            curve.append((count, float(evaluate(state.params, validation, state.frozen))))
     finished = bool(curve) and curve[-1][0] == run.steps and math.isfinite(curve[-1][1])
     final = curve[-1][1] if finished else None
     return {
@@ -162,7 +184,6 @@ def train(run: Run) -> dict[str, Any]:
         "bits_per_byte": final / math.log(2) / text.bytes_per_token if final is not None else None,
         "state_bytes": device_bytes(state.opt_state),
         "matrix_state_bytes": _matrix_bytes(run.method, run.size, run.rank),
-        # Of this process on one thread, refreshes included: what else the machine does counts less.
         "ms_per_step": 1e3 * float(np.mean(times[1:])),
         "ms_per_step_median": 1e3 * float(np.median(times[1:])),
         "curve": curve,

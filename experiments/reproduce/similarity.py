@@ -11,8 +11,6 @@ docs/results/similarity.json.
 
 import argparse
 import functools
-import json
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,11 @@ from flax import nnx
 from scipy import stats
 
 import fira_jax
-from experiments.files import console, write_atomically
 from experiments.llama.model import loss
+from experiments.reproduce.along import every, fill
 from experiments.reproduce.methods import MATRICES
 from experiments.reproduce.run import model_of, peak_to_schedule, text_of
-from experiments.reproduce.settings import SIZES, settings
+from experiments.reproduce.settings import SIZES
 from experiments.training.step import make_init
 
 RESULT = Path("docs/results/similarity.json")
@@ -143,22 +141,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    rows: list[Any] = []
-    if args.output.exists():
-        before = json.loads(args.output.read_text())
-        rows = before["rows"] if before["settings"] == settings() else []
-    done = {(row["size"], row["rank"], row["seed"]) for row in rows}
     for size in args.sizes.split(","):
         ranks = [int(r) for r in args.ranks.split(",")] if args.ranks else SIZES[size].ranks
-        for key in [(size, rank, seed) for seed in range(args.seeds) for rank in ranks]:
-            if key in done:
-                continue
-            began = time.monotonic()
-            rows.append(measure(*key))
-            console.print(f"{rows[-1]} in {time.monotonic() - began:.0f} s")
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            parts = {"settings": settings(), "rows": rows}
-            write_atomically(args.output, json.dumps(parts, indent=1) + "\n")
+        keys = every(size=[size], seed=range(args.seeds), rank=ranks)
+        fill(args.output, keys, lambda **key: [measure(**key)])
 
 
 if __name__ == "__main__":
