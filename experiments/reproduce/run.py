@@ -96,7 +96,8 @@ class Programs(NamedTuple):
 
 
 @functools.cache
-def _programs(method: str, size: str, rank: int) -> Programs:
+def programs(method: str, size: str, rank: int) -> Programs:
+    """The programs of a method at one size and rank."""
     model, gap = model_of(size), SIZES[size].gap
     config = functools.partial(_parametrized, method, rank, gap)
 
@@ -143,16 +144,16 @@ class Step(NamedTuple):
 def steps_of(run: Run) -> Iterator[Step]:
     """Trains from random weights, a step at a time, until a loss is not finite."""
     how = SIZES[run.size]
-    programs = _programs(run.method, run.size, run.rank)
+    compiled = programs(run.method, run.size, run.rank)
     seed, lr, steps = jnp.int32(run.seed), jnp.float32(run.lr), jnp.float32(run.steps)
-    state = programs.init(seed)
+    state = compiled.init(seed)
     batches = text_of(run.size).train(batch_size=how.batch_size, seed=run.seed)
     for count in range(1, run.steps + 1):
         tokens = jnp.asarray(next(batches)["tokens"])
         began = time.process_time()
-        state, loss = jax.block_until_ready(programs.step(state, tokens, lr, steps, seed))
-        if programs.restart and count % how.gap == 0 and count < run.steps:
-            state = jax.block_until_ready(programs.restart(state, seed))
+        state, loss = jax.block_until_ready(compiled.step(state, tokens, lr, steps, seed))
+        if compiled.restart and count % how.gap == 0 and count < run.steps:
+            state = jax.block_until_ready(compiled.restart(state, seed))
         yield Step(count, state, float(loss), time.process_time() - began)
         if not math.isfinite(loss):
             return
@@ -165,7 +166,7 @@ def train(run: Run) -> dict[str, Any]:
       A row for the tables. The loss of a run that diverged is None.
     """
     how, text = SIZES[run.size], text_of(run.size)
-    evaluate = _programs(run.method, run.size, run.rank).evaluate
+    evaluate = programs(run.method, run.size, run.rank).evaluate
     validation = [jnp.asarray(b["tokens"]) for b in text.validation(batch_size=16)]
     curve: list[tuple[int, float]] = []
     times, losses = [], []
