@@ -48,11 +48,12 @@ def rows_of(value: Any) -> list[dict[str, Any]]:
 def selected(rows: list[dict[str, Any]], where: list[str], sort: list[str]) -> list[dict[str, Any]]:
     """The rows whose values are, or read, as ``where`` says, ordered by the columns in ``sort``.
 
-    A minus before a column has its largest value first.
+    ``a|b`` is either of two values; a minus before a column has its largest value first.
     """
-    for column, _, wanted in (condition.partition("=") for condition in where):
+    for column, _, values in (condition.partition("=") for condition in where):
+        wanted = set(values.split("|"))
         rows = [
-            row for row in rows if wanted in (str(row.get(column)), cell(column, row.get(column)))
+            row for row in rows if wanted & {str(row.get(column)), cell(column, row.get(column))}
         ]
     for column in reversed(sort):
         key = column.removeprefix("-")

@@ -1,11 +1,11 @@
-"""How low is the rank of a gradient? Its singular values along a run.
+"""How low is the rank of a gradient, and of what a method makes of it?
 
     python -m experiments.reproduce.spectra --sizes 200k,1m
 
-Trains with Fira and takes, a few times, the gradient of one batch of validation text. Reported are
-means over the attention and MLP matrices: singular values relative to the largest, the share of the
-squared norm in the leading few, and the stable rank (the squared norm over the largest squared
-singular value). Writes docs/results/spectra.json.
+Trains, and takes four times the gradient of one batch of validation text and the update that the
+weights then get. Reported are means over the attention and MLP matrices: singular values relative
+to the largest, the share of the squared norm in the leading few, and the stable rank (the squared
+norm over the largest squared singular value). Writes docs/results/spectra.json.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from experiments.reproduce.settings import SIZES
 from experiments.training.step import make_init
 
 RESULT = Path("docs/results/spectra.json")
-LR = 0.01
+LR = {"fira": 0.01, "fira_tracked": 0.01, "fira_orthogonal": 0.08}
 SHARES = (16, 8, 4, 2)
 """The leading ones of so many parts of the width."""
 
@@ -65,8 +65,8 @@ def line(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def measure(size: str, seed: int) -> list[dict[str, Any]]:
-    """A row for the first weights and for each quarter of the run."""
+def measure(size: str, method: str, seed: int) -> list[dict[str, Any]]:
+    """Two rows for each quarter of the run: a gradient there, and what the weights moved by."""
     how = SIZES[size]
     graphdef, init = make_init(model_of(size), optax.identity(), seed)
     tokens = next(iter(text_of(size).validation(batch_size=how.batch_size)))["tokens"]
@@ -75,19 +75,16 @@ def measure(size: str, seed: int) -> list[dict[str, Any]]:
     def gradient(params: Any) -> Any:
         return jax.grad(lambda p: loss(nnx.merge(graphdef, p), jnp.asarray(tokens)))(params)
 
-    def row(count: int, params: Any) -> dict[str, Any]:
-        return {
-            "size": size,
-            "seed": seed,
-            "step": count,
-            **line(singular_values(gradient(params))),
-        }
-
-    rows = [row(0, jax.jit(init)().params)]
-    quarter = how.steps // 4
-    for step in steps_of(Run("fira", size, how.ranks[0], seed, LR, how.steps)):
-        if step.count % quarter == 0:
-            rows.append(row(step.count, step.state.params))
+    rows = []
+    quarter, before = how.steps // 4, jax.jit(init)().params
+    for count, state, *_ in steps_of(Run(method, size, how.ranks[0], seed, LR[method], how.steps)):
+        if count % quarter == 0:
+            moved = jax.tree.map(jnp.subtract, state.params, before)
+            for of, tree in (("gradient", gradient(before)), ("update", moved)):
+                place = {"size": size, "method": method, "seed": seed, "step": count, "of": of}
+                rows.append(place | line(singular_values(tree)))
+        if (count + 1) % quarter == 0:  # the state itself is given up to the next step
+            before = jax.tree.map(jnp.copy, state.params)
     return rows
 
 
@@ -98,7 +95,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    fill(args.output, every(size=args.sizes.split(","), seed=range(args.seeds)), measure)
+    keys = every(size=args.sizes.split(","), method=LR, seed=range(args.seeds))
+    fill(args.output, keys, measure)
 
 
 if __name__ == "__main__":
