@@ -1,4 +1,4 @@
-"""``make demo``: AdamW, GaLore and Fira, plain and tracked, train the same LLaMA on the same text.
+"""``make demo``: AdamW, GaLore, Fira and an orthogonalized Fira train one LLaMA on one text.
 
     python -m experiments.demo          # about six minutes on two cores
 
@@ -32,7 +32,7 @@ OPTIMIZERS = {
     "adamw": "AdamW",
     "galore": "GaLore",
     "fira": "Fira",
-    "fira_tracked": "Fira, tracked",
+    "fira_orthogonal": "Fira, orthogonalized",
 }
 SETTINGS: dict[str, Any] = {
     "model": "llama_1m",

@@ -14,6 +14,7 @@ STYLE = {
     "GaLore": ("#E69F00", "^"),
     "Fira": ("#0072B2", "o"),
     "Fira, tracked": ("#009E73", "D"),
+    "Fira, orthogonalized": ("#D55E00", "v"),
 }
 
 

@@ -28,7 +28,7 @@ SHOWN = {
     "galore": ("GaLore", STYLE["GaLore"][0]),
     "fira": ("Fira", STYLE["Fira"][0]),
     "fira_tracked_gap10": ("Fira, tracked", STYLE["Fira, tracked"][0]),
-    "fira_orthogonal": ("Fira, tracked, orthogonalized", "#D55E00"),
+    "fira_orthogonal": ("Fira, orthogonalized", STYLE["Fira, orthogonalized"][0]),
     "fira_4bit_rank_x4_tracked_gap10": ("Fira, tracked, 4 bits, rank × 4", "#CC79A7"),
 }
 

@@ -91,35 +91,33 @@ def test_wrong_output_on_a_page_would_be_noticed(tmp_path):
 
 def test_the_demo_gets_into_the_readme_and_nothing_else_changes():
     readme = import_file(ROOT / "docs" / "readme.py")
-    result = {
-        "lr": 0.01,
-        "parameters": 1000,
-        "perplexity": 12.345,
-        "optimizer_state_bytes": 3_460_000,
-        "ms_per_update": 4.5,
-    }
-    settings = {"steps": 3, "batch_size": 2, "seq_len": 8, "rank": 4}
-    demo = {"settings": settings, "results": {"adamw": result, "fira": result}}
-    runs = [{"lr": 0.5, "eval_loss": 2.0}, {"lr": 0.25, "eval_loss": 1.0}]
-    sweep = {"settings": {"rank": 16}, "runs": {"galore": runs, "fira": runs}}
+    settings = {"steps": 3, "batch_size": 2, "seq_len": 8}
+    demo = {"settings": settings, "results": {"fira": {"parameters": 1000}}}
 
-    def line(method, percent, size="1m-long"):
-        return {"method": method, "size": size, "percent_beside_fira": percent, "seeds": 4}
+    def line(method, rank, perplexity, size="1m-long", state=1_230_000):
+        return {
+            "method": method, "size": size, "at_rank": rank, "perplexity": perplexity,
+            "spread": 0.01, "seeds": 4, "state_bytes": state,
+        }  # fmt: skip
 
     tables = {
         "better": [
-            line("fira_tracked_gap10", -3.2),
-            line("fira_tracked_gap10", -4.6),
-            line("fira_tracked_gap10", -40.0, size="1m"),
+            line("fira", 8, 5.5),
+            line("fira", 16, 5.0, state=2_340_000),
+            line("fira", 16, 9.0, size="1m"),
+            line("fira_orthogonal", 16, 4.0),
+            line("racs", 16, 3.0),
         ],
-        "claims": [line("galore", 7.1), line("galore", 11.9), line("adamw", 20.0)],
+        "claims": [line("adamw", rank, 6.0) for rank in (8, 16)],
     }
-    block = readme.demo_block(demo, sweep, tables, "https://raw", "https://site/")
-    assert "Over 4 seeds in runs as long, at two ranks, perplexity ends 3 to 5 %\n" in block
-    assert "7 to 12 % above it with GaLore and\n20 to 20 % with AdamW\n" in block
-    assert "| Fira | 4 | 12.35 | 3.46 MB | 4.5 | 0.01 |\n" in block
-    assert "| GaLore | 16 | 2.718 | – | – | 0.25 |\n" in block
-    assert "48 tokens" in block
+    block = readme.demo_block(demo, tables, "https://raw", "https://site/")
+    assert "| optimizer | perplexity, rank 16 | perplexity, rank 8 | optimizer state |\n" in block
+    assert "| AdamW | 6.00 ± 0.06 | 6.00 ± 0.06 | 1.23 MB |\n" in block
+    assert "| Fira | 5.00 ± 0.05 | 5.50 ± 0.06 | 2.34 and 1.23 MB |\n" in block
+    assert "| Fira, orthogonalized | 4.00 ± 0.04 | – | 1.23 MB |\n" in block
+    assert "3.00" not in block
+    assert "4 seeds" in block
+    assert "48 bytes" in block
     text = (ROOT / "README.md").read_text()
     changed = readme.with_demo(text, block)
     assert block in changed
