@@ -7,6 +7,7 @@ TABLE = Table(
     (
         "fira", "galore", "fira_no_limiter", "fira_clipped", "fira_matrix", "fira_paper",
         "fira_unscaled", "fira_svd", "fira_long", "fira_gap20", "fira_gap100",
-        "fira_carried",
+        "fira_carried", "fira_scale_0.125", "fira_scale_0.5", "fira_gamma_1.001",
+        "fira_gamma_1.1",
     ),
 )  # fmt: skip

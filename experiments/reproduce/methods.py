@@ -203,6 +203,10 @@ METHODS: dict[str, Make] = {
     "fira_clipped": fira_clipped,
     "fira_unscaled": fira_unscaled,
     "fira_matrix": fira(granularity="matrix"),
+    "fira_scale_0.125": fira(scale=0.125),
+    "fira_scale_0.5": fira(scale=0.5),
+    "fira_gamma_1.001": fira(gamma=1.001),
+    "fira_gamma_1.1": fira(gamma=1.1),
     "fira_svd": fira(basis="svd"),
     "fira_long": fira(side="long"),
 }
