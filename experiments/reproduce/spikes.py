@@ -22,7 +22,7 @@ from experiments.reproduce.settings import SIZES
 
 RESULT = Path("docs/results/spikes.json")
 METHODS = ("fira", "fira_no_limiter", "fira_clipped")
-LR, TIMES = 0.007071, (1, 2, 4, 8)
+LR, TIMES = 0.007071, (1, 4, 8)
 WINDOW, DEVIATIONS, LEAST = 20, 6.0, 0.1
 
 
