@@ -1,4 +1,4 @@
-"""Puts adapters into a trained LLaMA, freezes the rest, and takes them out again by merging."""
+"""Puts adapters into a trained model, freezes the rest, and takes them out again by merging."""
 
 import inspect
 from collections.abc import Callable
@@ -8,7 +8,6 @@ import jax
 from flax import nnx
 
 from experiments.llama.adapters import DoRA, Frozen, LoRA, LoRAXS, start_lora_ga, start_lora_sb
-from experiments.llama.model import Llama, RMSNorm
 from experiments.llama.sora import SoRA
 
 Builder = Callable[..., nnx.Module]
@@ -65,13 +64,11 @@ def needs_gradient(name: str) -> bool:
     return name in ADAPTERS and "gradient" in inspect.signature(ADAPTERS[name]).parameters
 
 
-def adapt(
-    model: Llama, name: str, rank: int, alpha: float, seed: int, gradients: Any = None
-) -> None:
+def adapt(model: Any, name: str, rank: int, alpha: float, seed: int, gradients: Any = None) -> None:
     """Replaces the kernels of attention and MLP by adapters and freezes everything else.
 
     Args:
-        model: Changed in place.
+        model: A LLaMA or an encoder, changed in place.
         name: In ``ADAPTERS``.
         rank: Cut to a kernel's smaller side.
         alpha: See the adapters.
@@ -97,18 +94,18 @@ def adapt(
     for part in ("attn", "mlp"):
         block = getattr(model.layers, part)
         for key, value in list(vars(block).items()):
-            if isinstance(value, nnx.Param):
+            if isinstance(value, nnx.Param) and not key.endswith("bias"):
                 gradient = [gradients["layers"][part][key]] if needs_gradient(name) else []
                 setattr(block, key, of_all_layers(rngs, value[...], *gradient))
     freeze_rest(model)
 
 
-def freeze_rest(model: Llama) -> None:
-    """Leaves only what is inside attention and MLP to be trained."""
+def freeze_rest(model: nnx.Module) -> None:
+    """Leaves only matrices of attention and MLP to be trained, and a classifier: it is new."""
     _convert(model, nnx.Param, Frozen)
 
 
-def merge_adapters(model: Llama) -> None:
+def merge_adapters(model: Any) -> None:
     """Puts into every adapter's place the one kernel that does the same; all is trained again."""
     merge_layers = nnx.vmap(lambda module: module.merged())
     for block in (model.layers.attn, model.layers.mlp):
@@ -118,14 +115,11 @@ def merge_adapters(model: Llama) -> None:
     _convert(model, Frozen, nnx.Param)
 
 
-def _convert(model: Llama, old: type[nnx.Variable], new: type[nnx.Variable]) -> None:
-    """Makes embedding, head and norms variables of another kind."""
-    norms: list[tuple[Any, str]] = [
-        (norm, "scale")
-        for norm in (model.layers.first_norm, model.layers.second_norm, model.final_norm)
-        if isinstance(norm, RMSNorm)
-    ]
-    for owner, name in [(model, "embedding"), (model, "head"), *norms]:
-        value = getattr(owner, name, None)
-        if type(value) is old:
-            setattr(owner, name, new(value[...]))
+def _convert(model: nnx.Module, old: type[nnx.Variable], new: type[nnx.Variable]) -> None:
+    """Makes variables of another kind of all but the layers' kernels and a classifier."""
+    for path, owner in nnx.iter_modules(model):
+        new_or_layers = path[:1] == ("classifier",) or path[1:2] in (("attn",), ("mlp",))
+        for name, value in list(vars(owner).items()):
+            kept = new_or_layers and not name.endswith("bias")
+            if type(value) is old and not kept:
+                setattr(owner, name, new(value[...]))
