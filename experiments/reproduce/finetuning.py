@@ -63,15 +63,18 @@ SETTINGS: dict[str, Any] = {
 ENCODER = SETTINGS | {
     "model": "minilm",
     "steps": 100,
-    "batch_size": 16,
-    "test_examples": 500,
+    "seq_len": 32,
+    "test_examples": 300,
     "eval_every": 100,
     "warmup_steps": 10,
 }
 MODELS = {"smollm2_135m": SETTINGS, "minilm": ENCODER}
 # Where the search begins: saves runs, changes no result.
-FIRST_GUESS = {"adamw": 5e-5, "lora_sb": 5e-3}
-START = 1e-3
+FIRST_GUESS = {
+    "smollm2_135m": {"adamw": 5e-5, "lora_sb": 5e-3},
+    "minilm": {"adamw": 5e-4, "apollo": 5e-4},
+}
+START = {"smollm2_135m": 1e-3, "minilm": 2.5e-3}
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -179,7 +182,7 @@ def search_and_train(
 def _best_rate(budget: Budget, method: str, model: str, task: str, rank: int) -> float:
     losses = downhill(
         lambda lr: budget.loss(Run(method, task, rank, SEARCH_SEED, lr, model)),
-        FIRST_GUESS.get(method, START),
+        FIRST_GUESS[model].get(method, START[model]),
     )
     return min(losses, key=lambda lr: losses[lr])
 
