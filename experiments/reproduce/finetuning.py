@@ -112,11 +112,13 @@ def train(run: Run) -> dict[str, Any]:
     assert task.begin is not None
     state = task.begin(None)
     times = []
-    for _ in range(config.steps or 0):
+    between = task.make_between(None)
+    for step in range(1, 1 + (config.steps or 0)):
         batch, _ = task.next_batch(state)
         began = time.process_time()
         state, values = jax.block_until_ready(task.train_step(state, batch))
         times.append(time.process_time() - began)
+        state = between(step, state)
     task.data.close()
     found = {name: float(value) for name, value in task.evaluate(state).items()}
     finite = math.isfinite(found["eval_loss"])

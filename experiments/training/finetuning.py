@@ -10,12 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 import fira_jax
 from experiments.llama.adapt import adapt, freeze_rest, merge_adapters, needs_gradient
 from experiments.memory import GIB, Prediction
+from experiments.training.adapter_training import (
+    between_updates,
+    make_optimizer,
+    on_device,
+    plain_loss,
+    training_loss,
+)
 from experiments.training.answering import Answering
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.finetune_config import FinetuneConfig, defaults, resolved
@@ -23,7 +29,7 @@ from experiments.training.folder import RunFolder
 from experiments.training.layerwise_step import answer_parts, make_layerwise_update
 from experiments.training.lock import held
 from experiments.training.loop import Plan, Progress, Task, train
-from experiments.training.optimizers import build_optimizer, learning_rate_schedule
+from experiments.training.optimizers import learning_rate_schedule
 from experiments.training.report import DivergedError
 from experiments.training.scoring import spread
 from experiments.training.step import TrainState, make_train_step, merge, split
@@ -109,13 +115,14 @@ def make_task(config: FinetuneConfig, subject: Subject, steps: int) -> tuple[nnx
     """The model's structure while it is trained, and what the loop needs."""
     settings = config.as_pretraining(steps)
     schedule = learning_rate_schedule(settings)
-    optimizer = _optimizer(config, settings, schedule)
+    optimizer = make_optimizer(config, settings, schedule)
     batches = iter(subject.rows.batches(config.batch_size, config.seed))
-    example = _on_device(subject.rows.take(np.arange(config.batch_size)))
+    example = on_device(subject.rows.take(np.arange(config.batch_size)))
 
     def prepare(model: nnx.Module, gradients: Any) -> None:
         if config.adapter != "none":
-            adapt(model, config.adapter, config.rank, config.alpha, config.seed, gradients)
+            how = (config.adapter, config.rank, config.alpha, config.seed, gradients, config.noise)
+            adapt(model, *how)
         elif config.train == "matrices":
             freeze_rest(model)
 
@@ -123,9 +130,6 @@ def make_task(config: FinetuneConfig, subject: Subject, steps: int) -> tuple[nnx
         model = subject.drawn()
         prepare(model, nnx.to_pure_dict(nnx.state(model)))  # of the shapes that gradients have
         return model
-
-    def loss(model: Any, batch: Any) -> jax.Array:
-        return subject.loss_of(model, subject.features(model, batch), batch)
 
     abstract = nnx.eval_shape(drawn)
     graphdef = nnx.graphdef(abstract)
@@ -136,7 +140,9 @@ def make_task(config: FinetuneConfig, subject: Subject, steps: int) -> tuple[nnx
         )  # fmt: skip
     else:
         init = optimizer.init
-        train_step = make_train_step(graphdef, optimizer, schedule, config.accumulate, loss=loss)
+        train_step = make_train_step(
+            graphdef, optimizer, schedule, config.accumulate, loss=training_loss(config, subject)
+        )
 
     def state_of(params: Any, frozen: Any) -> TrainState:
         return TrainState(jnp.int32(0), params, init(params), frozen)
@@ -154,7 +160,7 @@ def make_task(config: FinetuneConfig, subject: Subject, steps: int) -> tuple[nnx
     scorer = subject.scorer(graphdef, held_out, config.batch_size // config.accumulate)
 
     def next_batch(state: TrainState) -> tuple[Any, int]:  # noqa: ARG001
-        return _on_device(next(batches)), config.batch_size * subject.seq_len
+        return on_device(next(batches)), config.batch_size * subject.seq_len
 
     def evaluate(state: TrainState) -> dict[str, Any]:
         return scorer(state.params, state.frozen).as_values()
@@ -168,6 +174,7 @@ def make_task(config: FinetuneConfig, subject: Subject, steps: int) -> tuple[nnx
         evaluate=evaluate,
         example=example,
         begin=begin,
+        make_between=lambda formats: between_updates(config, subject, graphdef, steps, formats),
     )
 
 
@@ -225,30 +232,16 @@ def summarize(
     }
 
 
-def _optimizer(config: FinetuneConfig, settings: Any, schedule: Any) -> Any:
-    if config.adapter == "lora_pro":
-        scaling = config.alpha / config.rank
-        return fira_jax.lora_pro(schedule, scaling, config.weight_decay, moments="factors")
-    optimizer = build_optimizer(settings, schedule)
-    if config.adapter == "sora":
-        shrink = fira_jax.transforms.proximal_l1(schedule, config.gate_penalty)
-        return optax.chain(optimizer, shrink)
-    return optimizer
-
-
 def _gradients(model: nnx.Module, subject: Subject, config: FinetuneConfig) -> Any:
     """Mean gradient of the weights over the first batches of another order."""
     graphdef, params = nnx.split(model, nnx.Param)[0], nnx.to_pure_dict(nnx.state(model))
 
-    def loss(params: Any, batch: Any) -> jax.Array:
-        model = nnx.merge(graphdef, params)
-        return subject.loss_of(model, subject.features(model, batch), batch)
-
-    of_batch = jax.jit(jax.grad(loss))
+    loss = plain_loss(subject)
+    of_batch = jax.jit(jax.grad(lambda p, batch: loss(nnx.merge(graphdef, p), batch)))
     batches = iter(subject.rows.batches(config.batch_size, config.seed + 1))
-    total = of_batch(params, _on_device(next(batches)))
+    total = of_batch(params, on_device(next(batches)))
     for _ in range(_GRADIENT_BATCHES - 1):
-        total = jax.tree.map(jnp.add, total, of_batch(params, _on_device(next(batches))))
+        total = jax.tree.map(jnp.add, total, of_batch(params, on_device(next(batches))))
     return jax.tree.map(lambda x: x / _GRADIENT_BATCHES, total)
 
 
@@ -261,7 +254,3 @@ def _remembering_state(task: Task) -> tuple[Task, Any]:
         return task.evaluate(state)
 
     return dataclasses.replace(task, evaluate=evaluate), lambda: kept[0] if kept else None
-
-
-def _on_device(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(x) for name, x in batch.items()}
