@@ -23,8 +23,9 @@ HELP = """Fine-tune a LLaMA or an encoder on examples or a task, with any optimi
   python -m experiments.finetune ... --memory                               # will it fit? then stop
 
 Tasks by name: boolq piqa siqa hellaswag winogrande arc_easy arc_challenge obqa, commonsense (those
-eight together), sst2, trec. Your own: a .jsonl file, or a folder with train.jsonl and perhaps
-test.jsonl, on every line one of
+eight together), sst2, trec; and from the Hugging Face hub glue_cola glue_sst2 glue_mrpc glue_qqp
+glue_mnli glue_qnli glue_rte glue_wnli, commonsense_170k. Your own: a .jsonl file, or a folder with
+train.jsonl and perhaps test.jsonl, on every line one of
   {"prompt": "2 + 2 =", "completion": " 4"}
   {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
   {"text": "a fine film", "label": "positive"}
