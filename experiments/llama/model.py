@@ -138,7 +138,7 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = _kernel(config, rngs, config.vocab_size, config.hidden_size)
+        self.embedding = draw_kernel(config, rngs, config.vocab_size, config.hidden_size)
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap
@@ -148,7 +148,7 @@ class Llama(nnx.Module):
         self.layers = stacked_layers(rngs)
         self.final_norm = RMSNorm(config)
         if not config.tie_embeddings:
-            self.head = _kernel(config, rngs, config.hidden_size, config.vocab_size)
+            self.head = draw_kernel(config, rngs, config.hidden_size, config.vocab_size)
 
     def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
         """Predicts each position's next token: float32 logits [B, L, V].
@@ -195,7 +195,7 @@ class Llama(nnx.Module):
     def unembed(self, x_BxLxD: jax.Array) -> jax.Array:
         """Turns the residual stream into float32 logits [B, L, V]."""
         head = self.embedding[...].T if self.config.tie_embeddings else self.head[...]
-        return _matmul(self.final_norm(x_BxLxD), head, jnp.float32)
+        return matmul(self.final_norm(x_BxLxD), head, jnp.float32)
 
 
 class Layer(nnx.Module):
@@ -222,25 +222,25 @@ class Attention(nnx.Module):
         D, C = config.hidden_size, config.head_dim
         self.head_dim = C
         self.remat = config.remat
-        self.q = _kernel(config, rngs, D, config.num_heads * C)
-        self.k = _kernel(config, rngs, D, config.num_kv_heads * C)
-        self.v = _kernel(config, rngs, D, config.num_kv_heads * C)
-        self.o = _kernel(config, rngs, config.num_heads * C, D)
+        self.q = draw_kernel(config, rngs, D, config.num_heads * C)
+        self.k = draw_kernel(config, rngs, D, config.num_kv_heads * C)
+        self.v = draw_kernel(config, rngs, D, config.num_kv_heads * C)
+        self.o = draw_kernel(config, rngs, config.num_heads * C, D)
 
     def __call__(
         self, x_BxLxD: jax.Array, rope: Rope, segments_BxL: jax.Array | None = None
     ) -> jax.Array:
         """Mixes each position with itself and those before it, of its segment if there are any."""
         B, L, _ = x_BxLxD.shape
-        q_BxLxHxC = rotate(_matmul(x_BxLxD, self.q).reshape(B, L, -1, self.head_dim), rope)
-        k_BxLxKxC = rotate(_matmul(x_BxLxD, self.k).reshape(B, L, -1, self.head_dim), rope)
-        v_BxLxKxC = _matmul(x_BxLxD, self.v).reshape(B, L, -1, self.head_dim)
+        q_BxLxHxC = rotate(matmul(x_BxLxD, self.q).reshape(B, L, -1, self.head_dim), rope)
+        k_BxLxKxC = rotate(matmul(x_BxLxD, self.k).reshape(B, L, -1, self.head_dim), rope)
+        v_BxLxKxC = matmul(x_BxLxD, self.v).reshape(B, L, -1, self.head_dim)
         # Scores take memory in proportion to L²; 256 queries at a time keep it to L.
         blocks = -(-L // 256) if self.remat else 2
         mixed_BxLxHxC = causal_attention(
             q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, blocks, self.remat, segments_BxL
         )
-        return _matmul(mixed_BxLxHxC.reshape(B, L, -1), self.o)
+        return matmul(mixed_BxLxHxC.reshape(B, L, -1), self.o)
 
 
 class SwiGLU(nnx.Module):
@@ -248,14 +248,14 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
-        self.gate = _kernel(config, rngs, D, F)
-        self.up = _kernel(config, rngs, D, F)
-        self.down = _kernel(config, rngs, F, D)
+        self.gate = draw_kernel(config, rngs, D, F)
+        self.up = draw_kernel(config, rngs, D, F)
+        self.down = draw_kernel(config, rngs, F, D)
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         """Transforms each position on its own."""
-        x_BxLxF = jax.nn.silu(_matmul(x_BxLxD, self.gate)) * _matmul(x_BxLxD, self.up)
-        return _matmul(x_BxLxF, self.down)
+        x_BxLxF = jax.nn.silu(matmul(x_BxLxD, self.gate)) * matmul(x_BxLxD, self.up)
+        return matmul(x_BxLxF, self.down)
 
 
 class RMSNorm(nnx.Module):
@@ -307,11 +307,13 @@ def _normal(key: jax.Array, shape: tuple[int, ...], std: float, dtype: Any) -> j
     return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
-def _kernel(config: LlamaConfig, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:
+def draw_kernel(config: Any, rngs: nnx.Rngs, rows: int, columns: int) -> nnx.Param:
+    """A matrix, normal with the model's ``init_std``, of its ``param_dtype``."""
     return nnx.Param(_normal(rngs.params(), (rows, columns), config.init_std, config.param_dtype))
 
 
-def _matmul(x: jax.Array, kernel: Any, dtype: Any = None) -> jax.Array:
+def matmul(x: jax.Array, kernel: Any, dtype: Any = None) -> jax.Array:
+    """``x [..., in]`` by a kernel, or by the module that stands in a kernel's place."""
     # One flat axis of tokens: with batch and sequence apart, XLA's CPU code takes nearly twice as
     # long over the gradient of the same product.
     flat = x.reshape(-1, x.shape[-1])

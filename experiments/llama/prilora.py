@@ -22,6 +22,32 @@ def rising_ranks(num_layers: int, first: int, last: int) -> list[int]:
     return [round(r) for r in np.linspace(first, last, num_layers)]
 
 
+@jax.custom_vjp
+def measured(x: jax.Array, energy: jax.Array) -> jax.Array:  # noqa: ARG001
+    """``x [..., in]`` as it is, with the mean of its squares [in] as the gradient of ``energy``.
+
+    So whoever asks for that gradient is told how large the inputs of a layer were, from inside a
+    scan over layers too.
+    """
+    return x
+
+
+def _forward(x: jax.Array, energy: jax.Array) -> tuple[jax.Array, jax.Array]:  # noqa: ARG001
+    return x, x
+
+
+def _backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    squares = jnp.square(x.reshape(-1, x.shape[-1]).astype(jnp.float32))
+    return cotangent, jnp.mean(squares, axis=0)
+
+
+measured.defvjp(_forward, _backward)
+
+
+class InputEnergy(Frozen):
+    """The average of a layer's squared inputs."""
+
+
 class PRILoRA(LoRA):
     """A LoRA that knows how large its inputs are, and drops what matters least of ``A``.
 
@@ -54,11 +80,12 @@ class PRILoRA(LoRA):
         super().__init__(kernel, rank, **further)
         own_rank = rank if own_rank is None else own_rank
         self.mask = Frozen((jnp.arange(rank) < own_rank).astype(kernel.dtype))
-        self.input_energy = Frozen(jnp.zeros(kernel.shape[0], jnp.float32))
+        self.input_energy = InputEnergy(jnp.zeros(kernel.shape[0], jnp.float32))
         self.decay = decay
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., out]."""
+        x = measured(x, self.input_energy[...])
         inside = ((x @ self.lora_a[...]) * self.mask[...]) @ self.lora_b[...]
         return x @ self.kernel[...] + self.scaling * inside
 
@@ -67,9 +94,8 @@ class PRILoRA(LoRA):
         product = (self.lora_a[...] * self.mask[...]) @ self.lora_b[...]
         return self.kernel[...] + self.scaling * product
 
-    def observe(self, x: jax.Array) -> None:
-        """Takes inputs [..., in] into the average of their squares."""
-        energy = jnp.mean(jnp.square(x.reshape(-1, x.shape[-1]).astype(jnp.float32)), axis=0)
+    def observe(self, energy: jax.Array) -> None:
+        """Takes the mean squares of some inputs [in] into the average."""
         self.input_energy[...] = self.decay * self.input_energy[...] + (1 - self.decay) * energy
 
     def importance(self) -> jax.Array:

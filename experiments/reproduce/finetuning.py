@@ -1,10 +1,12 @@
 """Fine-tuning: one trained model, one task, with adapters and with optimizers on the weights.
 
     python -m experiments.reproduce finetuning --methods lora,galore,fira --budget-hours 1
+    python -m experiments.reproduce finetuning --model minilm --tasks trec,sst2 --seeds 5
 
 Every method begins at the same weights and sees the same examples in the same order; only attention
-and MLP are trained. Each has its own learning rate, searched for downhill on a seed that no table
-uses. Started again, it goes on where it was stopped.
+and MLP are trained, and of an encoder the classifier, which is drawn anew for every seed. Each
+method has its own learning rate, searched for downhill on a seed that no table uses. Started again,
+it goes on where it was stopped.
 """
 
 import argparse
@@ -23,15 +25,15 @@ from rich.table import Table
 
 from experiments.compiled import cache_compiled
 from experiments.files import console
-from experiments.llama import checkpoints, huggingface
 from experiments.reproduce.budget import Budget, OutOfTimeError
 from experiments.reproduce.search import downhill
 from experiments.reproduce.settings import SEARCH_SEED
 from experiments.reproduce.statistics import compare, finals, means
 from experiments.reproduce.store import Book, Store
 from experiments.training.finetune_config import FinetuneConfig
-from experiments.training.finetuning import Inputs, load_inputs, make_task
+from experiments.training.finetuning import make_task
 from experiments.training.scoring import Proportion
+from experiments.training.subjects import Subject, subject_of
 from fira_jax.cost.memory import device_bytes
 
 PUBLISHED = Path("docs/results/finetuning.json")
@@ -58,9 +60,21 @@ SETTINGS: dict[str, Any] = {
     "eval_every": 40,
     "warmup_steps": 4,
 }
+ENCODER = SETTINGS | {
+    "model": "minilm",
+    "steps": 100,
+    "seq_len": 32,
+    "test_examples": 300,
+    "eval_every": 100,
+    "warmup_steps": 10,
+}
+MODELS = {"smollm2_135m": SETTINGS, "minilm": ENCODER}
 # Where the search begins: saves runs, changes no result.
-FIRST_GUESS = {"adamw": 5e-5, "lora_sb": 5e-3}
-START = 1e-3
+FIRST_GUESS = {
+    "smollm2_135m": {"adamw": 5e-5, "lora_sb": 5e-3},
+    "minilm": {"adamw": 5e-4, "apollo": 5e-4},
+}
+START = {"smollm2_135m": 1e-3, "minilm": 2.5e-3}
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -72,42 +86,43 @@ class Run:
     rank: int
     seed: int
     lr: float
+    model: str = "smollm2_135m"
 
 
 def config_of(run: Run) -> FinetuneConfig:
     """The run, as ``experiments.finetune`` would be told of it."""
     given = {"task": run.task, "rank": run.rank, "seed": run.seed, "lr": run.lr}
-    tested = {"eval_examples": SETTINGS["test_examples"]}
-    flags: dict[str, Any] = given | METHODS[run.method] | SETTINGS | tested
+    of_model = MODELS[run.model]
+    tested = {"eval_examples": of_model["test_examples"]}
+    flags: dict[str, Any] = given | METHODS[run.method] | of_model | tested
     return FinetuneConfig(**flags)
 
 
 @functools.cache
-def _inputs(task: str) -> tuple[Path, Any, Inputs]:
-    """Tokens do not depend on method, rank, seed or rate."""
-    config = config_of(Run("lora", task, 1, 0, 0.0))
-    source = checkpoints.resolve(config.model)
-    model_config = huggingface.load_config(source, dtype="float32", param_dtype="float32")
-    return source, model_config, load_inputs(config, source, model_config)
+def _subject(model: str, task: str) -> Subject:
+    """Model and tokens do not depend on method, rank, seed or rate."""
+    return subject_of(config_of(Run("lora", task, 1, 0, 0.0, model)))
 
 
 def train(run: Run) -> dict[str, Any]:
     """Fine-tunes and tests; the loss of a run that diverged is None."""
     config = config_of(run)
-    source, model_config, inputs = _inputs(run.task)
-    _, task = make_task(config, source, model_config, inputs)
+    subject = _subject(run.model, run.task)
+    _, task = make_task(config, subject, MODELS[run.model]["steps"])
     assert task.begin is not None
     state = task.begin(None)
     times = []
-    for _ in range(config.steps or 0):
+    between = task.make_between(None)
+    for step in range(1, 1 + (config.steps or 0)):
         batch, _ = task.next_batch(state)
         began = time.process_time()
         state, values = jax.block_until_ready(task.train_step(state, batch))
         times.append(time.process_time() - began)
+        state = between(step, state)
     task.data.close()
     found = {name: float(value) for name, value in task.evaluate(state).items()}
     finite = math.isfinite(found["eval_loss"])
-    tested = min(config.eval_examples, len(inputs.task.test))
+    tested = min(config.eval_examples, len(subject.task.test))
     right = round(found["accuracy"] * tested)
     return {
         **dataclasses.asdict(run),
@@ -122,26 +137,30 @@ def train(run: Run) -> dict[str, Any]:
 
 
 def settings() -> dict[str, Any]:
-    """What is the same for all runs."""
-    return SETTINGS | {"search_seed": SEARCH_SEED, "methods": METHODS}
+    """What is the same for all runs of a model."""
+    return SETTINGS | {"search_seed": SEARCH_SEED, "methods": METHODS, "encoder": ENCODER}
 
 
 def table(rows: list[dict[str, Any]], beside: str = "lora") -> list[dict[str, Any]]:
-    """One line a method, task and rank: means over seeds, and a paired test beside LoRA."""
+    """One line a model, method, task and rank: means over seeds, and a paired test beside LoRA."""
     lines: list[dict[str, Any]] = []
-    for task, rank in sorted({(row["task"], row["rank"]) for row in rows}):
-        here = [row for row in rows if (row["task"], row["rank"]) == (task, rank)]
+    for place in sorted({_place(row) for row in rows}):
+        here = [row for row in rows if _place(row) == place]
         group = [_line(runs) for method in METHODS if (runs := finals(here, method))]
         compare(group, beside, here)
         lines += sorted(group, key=lambda line: line["eval_loss"])
     return lines
 
 
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["task"], row["rank"]
+
+
 def _line(runs: list[dict[str, Any]]) -> dict[str, Any]:
     accuracy = statistics.fmean(run["accuracy"] for run in runs)
-    tested = len(runs) * SETTINGS["test_examples"]
+    tested = len(runs) * MODELS[runs[0]["model"]]["test_examples"]
     return {
-        **{key: runs[0][key] for key in ("method", "task", "rank", "trained_parameters")},
+        **{key: runs[0][key] for key in ("model", "method", "task", "rank", "trained_parameters")},
         **means(runs),
         "accuracy": accuracy,
         # Of the examples; those of several seeds are the same ones, so it is a little too narrow.
@@ -153,19 +172,19 @@ FINETUNING = Book(Run, settings, lambda rows: {"table": table(rows)})
 
 
 def search_and_train(
-    budget: Budget, methods: list[str], task: str, rank: int, seeds: range
+    budget: Budget, methods: list[str], model: str, task: str, rank: int, seeds: range
 ) -> None:
     """Searches for every method's learning rate, then trains its seeds."""
-    best = {method: _best_rate(budget, method, task, rank) for method in methods}
+    best = {method: _best_rate(budget, method, model, task, rank) for method in methods}
     for seed in seeds:
         for method, lr in best.items():
-            budget.loss(Run(method, task, rank, seed, lr))
+            budget.loss(Run(method, task, rank, seed, lr, model))
 
 
-def _best_rate(budget: Budget, method: str, task: str, rank: int) -> float:
+def _best_rate(budget: Budget, method: str, model: str, task: str, rank: int) -> float:
     losses = downhill(
-        lambda lr: budget.loss(Run(method, task, rank, SEARCH_SEED, lr)),
-        FIRST_GUESS.get(method, START),
+        lambda lr: budget.loss(Run(method, task, rank, SEARCH_SEED, lr, model)),
+        FIRST_GUESS[model].get(method, START[model]),
     )
     return min(losses, key=lambda lr: losses[lr])
 
@@ -176,6 +195,7 @@ def main(argv: Sequence[str]) -> None:
         "experiments.reproduce finetuning", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--methods", default=",".join(METHODS), help="by default all")
+    parser.add_argument("--model", choices=MODELS, default="smollm2_135m")
     parser.add_argument("--tasks", default="trec", help="as experiments.finetune names them")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
@@ -189,7 +209,7 @@ def main(argv: Sequence[str]) -> None:
     budget = Budget(Store(args.output, FINETUNING), args.budget_hours, train)
     try:
         for task in args.tasks.split(","):
-            search_and_train(budget, methods, task, args.rank, range(args.seeds))
+            search_and_train(budget, methods, args.model, task, args.rank, range(args.seeds))
     except OutOfTimeError as error:
         console.print(str(error))
     Console().print(view(table(list(budget.store.rows.values()))))
@@ -198,11 +218,12 @@ def main(argv: Sequence[str]) -> None:
 def view(lines: list[dict[str, Any]]) -> Table:
     """The table for a terminal."""
     shown = Table(title="The same model, task and examples")
-    for heading in ("method", "task", "rank", "seeds", "lr", "accuracy", "loss", "state"):
+    for heading in ("method", "model", "task", "rank", "seeds", "lr", "accuracy", "loss", "state"):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     for line in lines:
         shown.add_row(
             line["method"],
+            line["model"],
             line["task"],
             str(line["rank"]),
             str(line["seeds"]),

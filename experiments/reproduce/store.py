@@ -42,8 +42,8 @@ class Book:
     tables_of: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
     def run_of(self, row: dict[str, Any]) -> Any:
-        """The run that a row is of."""
-        return self.run(*(row[field] for field in self.run.__dataclass_fields__))
+        """The run that a row is of; a field that the row is older than has its default."""
+        return self.run(**{k: row[k] for k in self.run.__dataclass_fields__ if k in row})
 
 
 PRETRAINING = Book(Run, settings, tables_of)
@@ -65,9 +65,10 @@ class Store:
         self.rows: dict[Any, dict[str, Any]] = {}
         if path.exists():
             before = json.loads(path.read_text())
-            if before["settings"] != book.settings():
+            if book.settings() | before["settings"] != book.settings():  # it may lack new ones
                 raise ValueError(f"{path} holds runs of other settings: choose another --output")
-            self.rows = {book.run_of(row): row for row in before["rows"]}
+            runs = [(book.run_of(row), row) for row in before["rows"]]
+            self.rows = {run: dataclasses.asdict(run) | row for run, row in runs}
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row and writes the file."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -91,7 +92,27 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
     return rows
 
 
-class AnswerRows:
+class Rows(Protocol):
+    """Rows of tokens that can be taken by their numbers, in batches."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """The rows of some indices."""
+
+    def batches(self, batch_size: int, seed: int) -> grain.IterDataset:
+        """Endless batches in a new order every epoch."""
+        return (
+            grain.MapDataset.range(len(self))
+            .shuffle(seed)
+            .repeat(10**6)  # without a number, batches of one are too many for Python to count
+            .batch(batch_size)
+            .map(self.take)
+            .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+        )
+
+
+class AnswerRows(Rows):
     """Rows of tokens, and where in each the answers are.
 
     Args:
@@ -130,7 +151,7 @@ class AnswerRows:
         return len(self.tokens)
 
     def take(self, indices: np.ndarray) -> Batch:
-        """The rows of some indices, for ``experiments.llama.answers.answer_loss``."""
+        """The rows of some indices, as ``experiments.llama.answers`` takes them."""
         counted = self.counted[indices]
         batch = {
             "tokens": self.tokens[indices],
@@ -140,14 +161,3 @@ class AnswerRows:
         if self.segments is not None:
             batch["segments"] = self.segments[indices]
         return batch
-
-    def batches(self, batch_size: int, seed: int) -> grain.IterDataset:
-        """Endless batches in a new order every epoch."""
-        return (
-            grain.MapDataset.range(len(self))
-            .shuffle(seed)
-            .repeat(10**6)  # without a number, batches of one are too many for Python to count
-            .batch(batch_size)
-            .map(self.take)
-            .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-        )

@@ -14,7 +14,7 @@ import tokenizers
 
 FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja", "added_tokens.json", "generation_config.json",
+    "chat_template.jinja", "added_tokens.json", "generation_config.json", "vocab.txt",
 )  # fmt: skip
 
 
@@ -121,9 +121,7 @@ class ModelTokenizer:
 
     def copy_files(self, folder: Path) -> None:
         """Copies everything about the tokenizer into another folder."""
-        for name in FILES:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
+        copy_files(self.folder, folder)
 
     def _named(self, which: str) -> str | None:
         token = self._settings.get(f"{which}_token")
@@ -145,6 +143,13 @@ class ModelTokenizer:
         if value is None and self._slow is not None:
             value = self._slow.eos_id() if which == "eos" else self._slow.bos_id()
         return value
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copies everything about a tokenizer from one folder into another."""
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _refuse(message: str) -> None:

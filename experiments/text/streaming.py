@@ -44,7 +44,7 @@ def open_c4(root: str, split: str, seed: int | None = None) -> Any:
         seed: Order of the files; None keeps theirs.
     """
     if not Path(root).is_dir():
-        check_reachable()
+        check_reachable("c4", "train on --dataset registry or a folder")
     import datasets  # noqa: PLC0415  slow to import, and only C4 needs it
 
     files = c4_files(root, split)
@@ -62,8 +62,13 @@ def first_texts(root: str, split: str, characters: int) -> Iterator[str]:
             break
 
 
-def check_reachable(seconds: float = 5.0) -> None:
+def check_reachable(name: str, instead: str, seconds: float = 5.0) -> None:
     """Asks whether the hub answers at all, which ``datasets`` finds out by trying for a minute.
+
+    Args:
+        name: Of the data set, for the error.
+        instead: What to do without it.
+        seconds: To wait for.
 
     Raises:
         DownloadError: If it does not.
@@ -77,8 +82,8 @@ def check_reachable(seconds: float = 5.0) -> None:
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         raise DownloadError(
-            f"dataset c4 is streamed from {address}, which can't be reached ({reason}): "
-            "check the network, or train on --dataset registry or a folder"
+            f"dataset {name} comes from {address}, which can't be reached ({reason}): check the "
+            f"network, or {instead}"
         ) from None
 
 

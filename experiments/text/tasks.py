@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.files import cache_directory
-from experiments.text import classification, commonsense, own_examples
+from experiments.text import classification, commonsense, hub, own_examples
 from experiments.text.examples import TaskData
 
 TASKS: dict[str, Callable[[Path], TaskData]] = {
@@ -15,6 +15,8 @@ TASKS: dict[str, Callable[[Path], TaskData]] = {
     },
     "sst2": classification.sst2,
     "trec": classification.trec,
+    **{f"glue_{name}": functools.partial(hub.glue, name) for name in hub.GLUE_TASKS},
+    "commonsense_170k": hub.commonsense_170k,
 }
 
 

@@ -13,25 +13,29 @@ from etils import epath
 from experiments.llama.adapt import ADAPTERS
 from experiments.training.config import PretrainConfig
 
-HELP = """Fine-tune a LLaMA on your examples or a known task, with any optimizer of the family.
+HELP = """Fine-tune a LLaMA or an encoder on examples or a task, with any optimizer of the family.
 
   python -m experiments.finetune --task sst2                                # a small model, LoRA
   python -m experiments.finetune --task mine.jsonl --adapter none --optimizer fira --lr 1e-5
   python -m experiments.finetune --model ~/llama-7b --task chats/ --dtype bfloat16 \\
       --adapter none --optimizer fira --layerwise --rank 32                 # a 7B on one small GPU
+  python -m experiments.finetune --model minilm --task sst2                 # an encoder, a minute
   python -m experiments.finetune ... --memory                               # will it fit? then stop
 
 Tasks by name: boolq piqa siqa hellaswag winogrande arc_easy arc_challenge obqa, commonsense (those
-eight together), sst2, trec. Your own: a .jsonl file, or a folder with train.jsonl and perhaps
-test.jsonl, on every line one of
+eight together), sst2, trec; and from the Hugging Face hub glue_cola glue_sst2 glue_mrpc glue_qqp
+glue_mnli glue_qnli glue_rte glue_wnli, commonsense_170k. Your own: a .jsonl file, or a folder with
+train.jsonl and perhaps test.jsonl, on every line one of
   {"prompt": "2 + 2 =", "completion": " 4"}
   {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
   {"text": "a fine film", "label": "positive"}
 Only the answers count in the loss. Where the answer is one of several (a label, a choice), accuracy
 is reported with its 95 % interval, by the likelihood of each answer.
 
-What to train: --adapter lora (or dora, sora, rslora, lora_ga, lora_sb) freezes the model and trains
-small factors by AdamW; --adapter none trains the weights with --optimizer fira, galore, adamw ...
+What to train: --adapter lora (dora, rslora, lora_ga, lora_sb, lora_pro, lora_ggpo, prilora, sora)
+freezes the model and trains small factors by AdamW; --adapter pela or maestro puts factors in the
+place of every matrix, which wants a --rank of a quarter of the width or more; --adapter none trains
+the weights with --optimizer fira, galore, adamw ...
 A learning rate that suits LoRA (1e-4 to 1e-3) is ten times too high for AdamW on the weights
 (1e-5 to 1e-4); fira and galore, whose subspace part moves at --scale times it, bear more.
 Rerunning the same command continues exactly where the run stopped.
@@ -46,21 +50,31 @@ class FinetuneConfig:
     """One run of ``experiments.finetune``."""
 
     model: str = "smollm2_135m"
-    """A Hugging Face folder (config.json, safetensors, tokenizer) or smollm2_135m, which is
-    fetched."""
+    """A Hugging Face folder (config.json, safetensors, tokenizer) of a LLaMA or, to sort texts into
+    classes, of a BERT; or smollm2_135m or minilm, one of each, which are fetched."""
     task: str = "sst2"
     """A task's name, a .jsonl file or a folder with train.jsonl; see above."""
     optimizer: str = "adamw"
     """Name in experiments/training/optimizers.py, such as fira, galore, apollo or adamw."""
     adapter: str = "lora"
-    """lora, rslora, dora, sora, lora_ga, lora_sb, lora_pro (all by AdamW), or none: the weights
-    themselves are trained."""
+    """lora, rslora, dora, lora_ga, lora_sb, lora_pro, lora_ggpo, prilora, sora, pela, maestro (all
+    by AdamW), or none: the weights themselves are trained."""
     rank: int = 8
     """Of the adapter, or of the optimizer's subspaces."""
     alpha: float = 16.0
     """An adapter's factor is alpha / rank (alpha / sqrt(rank) for rslora)."""
     gate_penalty: float = 0.5
     """SoRA's: how hard the gates of directions that learn little are pulled to zero."""
+    noise: float = 0.05
+    """LoRA-GGPO's: of weights in training, as a share of their size."""
+    prune_every: int = 40
+    """PRILoRA's: updates between two prunings."""
+    pruned: float = 0.5
+    """PRILoRA's: share of a factor that is then made zero, and may grow again."""
+    rank_penalty: float = 0.0
+    """Maestro's: how hard the last directions of all factors are pulled to zero."""
+    distillation: float = 1.0
+    """PELA's: how much the loss counts that features and weights stay near the model's."""
     train: Literal["all", "matrices"] = "all"
     """Without an adapter: all weights, or only the matrices of attention and MLP."""
     lr: float = 5e-4
@@ -77,7 +91,7 @@ class FinetuneConfig:
     """Rows per update."""
     seq_len: int | None = None
     """Tokens predicted in a row; default: as the longest example needs, at most 512. Longer
-    examples lose their beginning."""
+    examples lose their beginning, before an encoder their end."""
     pack: bool = False
     """Put several short examples into a row; none sees another. Needs --seq-len to be worth it."""
     update_proj_gap: int = 200
@@ -180,14 +194,17 @@ def validate(config: FinetuneConfig) -> None:
     """Raises a :class:`ValueError` that names the first impossible setting."""
     for name in ("rank", "update_proj_gap", "batch_size", "eval_every", "eval_examples",
                  "checkpoint_every", "accumulate", "steps", "seq_len", "test_examples",
-                 "stop_after"):  # fmt: skip
+                 "stop_after", "prune_every"):  # fmt: skip
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    for name in ("lr", "scale", "weight_decay", "grad_clip", "epochs", "alpha", "gate_penalty"):
+    for name in ("lr", "scale", "weight_decay", "grad_clip", "epochs", "alpha", "gate_penalty",
+                 "noise", "pruned", "rank_penalty", "distillation"):  # fmt: skip
         value = getattr(config, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+    if config.pruned > 1:
+        raise ValueError(f"pruned must be a share of at most 1, got {config.pruned}")
     if config.batch_size % config.accumulate:
         raise ValueError(
             f"batch_size {config.batch_size} does not split into {config.accumulate} equal "

@@ -62,7 +62,7 @@ def llama_parts(config: LlamaConfig, chunk_size: int = 4096) -> Parts:
 
 
 def answer_parts(config: LlamaConfig, chunk_size: int = 4096) -> Parts:
-    """:func:`llama_parts` for batches as ``experiments.llama.model.answer_loss`` takes them."""
+    """:func:`llama_parts` for batches as ``experiments.llama.answers`` takes them."""
     parts = llama_parts(config, chunk_size)
     norm_def = nnx.graphdef(nnx.eval_shape(lambda: RMSNorm(config)))
 

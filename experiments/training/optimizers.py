@@ -15,6 +15,8 @@ import fira_jax
 from experiments.training.config import PretrainConfig
 from fira_jax.checks import did_you_mean
 
+MATRICES: dict[str, Any] = {"include": ("attn", "mlp"), "exclude": "bias"}
+
 Builder = Callable[[PretrainConfig, optax.Schedule], optax.GradientTransformation]
 
 
@@ -43,7 +45,7 @@ def low_rank(
         return method(
             schedule,
             weight_decay=config.weight_decay,
-            weight_dimension_numbers=fira_jax.match_paths(include=("attn", "mlp")),
+            weight_dimension_numbers=fira_jax.match_paths(**MATRICES),
             **{name: flag for name, flag in flags.items() if name not in keep},
             **options | {name: choice for name, choice in choices.items() if choice is not None},
         )
@@ -103,9 +105,9 @@ OPTIMIZERS: dict[str, Builder] = {
     "alice": low_rank(fira_jax.alice, keep=["scale"]),
     "alice_0": low_rank(fira_jax.alice, keep=["scale"], basis=fira_jax.basis.Switching(decay=0.0)),
     "gradnormlorp": low_rank(fira_jax.gradnormlorp, keep=["scale"]),
-    "racs": stateless(fira_jax.racs, include=("attn", "mlp")),
-    "swan": stateless(fira_jax.swan, include=("attn", "mlp")),
-    "sinkgd": stateless(fira_jax.sinkgd, include=("attn", "mlp")),
+    "racs": stateless(fira_jax.racs, **MATRICES),
+    "swan": stateless(fira_jax.swan, **MATRICES),
+    "sinkgd": stateless(fira_jax.sinkgd, **MATRICES),
     "m_fac": m_fac,
     "scale": stateless(fira_jax.scale_optimizer, exclude="norm"),
 }

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 from flax import nnx
 
-from experiments.llama.answers import answer_nats
+from experiments.llama.answers import features, nats_of
 from experiments.text.answer_batches import AnswerRows, encode
 from experiments.text.examples import Example, Part
 from experiments.text.model_tokenizer import ModelTokenizer
@@ -138,7 +138,8 @@ class Scorer:
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _nats(graphdef: nnx.GraphDef, params: Any, frozen: Any, batch: Any) -> jax.Array:
-    nats = answer_nats(merge(graphdef, params, frozen), batch)
+    model = merge(graphdef, params, frozen)
+    nats = nats_of(model, features(model, batch), batch)
     return jnp.sum(nats * batch["weights"], axis=1)
 
 

@@ -15,7 +15,7 @@ from experiments.llama.model import Llama, LlamaConfig, loss
 from experiments.mesh import param_shardings, split_rows
 from experiments.training.watch import watched
 
-Loss = Callable[[Llama, Any], jax.Array]
+Loss = Callable[[Any, Any], jax.Array]
 """The mean loss of a model over a batch."""
 
 
@@ -52,7 +52,7 @@ def make_init(
     return nnx.graphdef(nnx.eval_shape(model)), init_state
 
 
-def split(model: Llama) -> tuple[Any, Any]:
+def split(model: nnx.Module) -> tuple[Any, Any]:
     """The trained arrays of a model, and the others: ``()`` if there are none."""
     params, frozen = (
         nnx.to_pure_dict(nnx.state(model, which)) for which in (nnx.Param, nnx.Not(nnx.Param))
@@ -60,7 +60,7 @@ def split(model: Llama) -> tuple[Any, Any]:
     return params, frozen or ()
 
 
-def merge(graphdef: nnx.GraphDef, params: Any, frozen: Any) -> Llama:
+def merge(graphdef: nnx.GraphDef, params: Any, frozen: Any) -> Any:
     """Undoes :func:`split`."""
     return nnx.merge(graphdef, params, *([frozen] if frozen else []))
 

@@ -10,6 +10,7 @@ from experiments.finetune import main
 from experiments.llama import huggingface
 from experiments.training import finetune_config, finetuning
 from experiments.training.metrics import read_metrics
+from experiments.training.subjects import subject_of
 from tests.experiments.tiny_checkpoint import write_checkpoint, write_labels
 
 
@@ -58,17 +59,66 @@ def test_packed_rows_and_generation(inputs, tmp_path):
     assert finished["accuracy_generated"] == 1
 
 
+# What an adapter needs, to learn as fast as the others and to begin where the model is.
+ADAPTERS = {
+    "dora": (),
+    "sora": (),
+    "lora_ga": (),
+    "lora_sb": ("--lr=1e-1",),
+    "lora_pro": (),
+    "lora_ggpo": ("--noise=1e-4",),
+    "prilora": ("--prune-every=3",),
+    "pela": ("--rank=32", "--distillation=1e-3"),
+    "maestro": ("--rank=32", "--rank-penalty=1e-5"),
+}
+
+
+@pytest.fixture(scope="module")
+def untouched(inputs, tmp_path_factory):
+    """The first batch's loss of the model as it is."""
+    folder = tmp_path_factory.mktemp("plain")
+    run(inputs, "--lr=0", "--steps=1", f"--output-dir={folder}")
+    return read_metrics(folder / "metrics.jsonl")[0]["train_loss"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["dora", "sora", "lora_ga", "lora_sb", "lora_pro"])
-def test_every_adapter_starts_where_the_model_was_and_learns(inputs, tmp_path, adapter):
-    rate = {"lora_sb": "1e-1"}.get(adapter, "1e-2")
-    flags = (f"--adapter={adapter}", f"--lr={rate}", "--steps=12", "--rank=4")
-    run(inputs, *flags, f"--output-dir={tmp_path / adapter}")
-    run(inputs, "--lr=0", "--steps=1", f"--output-dir={tmp_path / 'plain'}")
-    first, *_, last = read_metrics(tmp_path / adapter / "metrics.jsonl")
-    untouched = read_metrics(tmp_path / "plain" / "metrics.jsonl")[0]
-    np.testing.assert_allclose(first["train_loss"], untouched["train_loss"], rtol=2e-3)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_every_adapter_starts_where_the_model_was_learns_and_resumes(
+    inputs, untouched, tmp_path, adapter
+):
+    flags = (f"--adapter={adapter}", "--lr=1e-2", "--steps=12", "--rank=4", *ADAPTERS[adapter])
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    summary = run(inputs, *flags, f"--output-dir={whole}")
+    run(inputs, *flags, f"--output-dir={parts}", "--stop-after=7")
+    assert run(inputs, *flags, f"--output-dir={parts}")["eval_loss"] == summary["eval_loss"]
+    first, *_, last = log = read_metrics(whole / "metrics.jsonl")
+    assert [r["train_loss"] for r in log] == [
+        r["train_loss"] for r in read_metrics(parts / "metrics.jsonl")
+    ]
+    if adapter != "maestro":  # which trains with some of its directions
+        np.testing.assert_allclose(first["train_loss"], untouched, rtol=2e-3)
     assert last["train_loss"] < 0.9 * first["train_loss"]
+    # What was merged does what was trained.
+    merged = run(
+        [f"--model={whole / 'model'}", *inputs[1:]], "--lr=0", "--steps=1",
+        f"--output-dir={tmp_path / 'merged'}",
+    )  # fmt: skip
+    np.testing.assert_allclose(merged["eval_loss"], summary["eval_loss"], rtol=1e-4)
+
+
+def test_prilora_prunes_while_it_trains(inputs, tmp_path):
+    flags = ("--adapter=prilora", "--steps=4", "--rank=4", "--prune-every=2", "--pruned=0.25")
+    config = finetune_config.parse([*inputs, *flags, "--lr=0"])
+    subject = subject_of(config)
+    _, task = finetuning.make_task(config, subject, 4)
+    state = task.begin(None)
+    between = task.make_between(None)
+    assert between(1, state) is state
+    factors = between(2, state).params["layers"]["mlp"]["down"]["lora_a"]
+    task.data.close()
+    assert factors.shape == (2, 64, 6)
+    # 16 of 64 rows in every column, and none that was nothing: ranks are 2 and 6 of 6.
+    assert (np.asarray(factors)[1] == 0).sum(0).tolist() == [16] * 6
 
 
 def test_sora_closes_gates_and_says_how_many(inputs, tmp_path):

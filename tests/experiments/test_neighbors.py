@@ -11,8 +11,8 @@ from experiments.llama.adapters import Frozen
 from experiments.llama.eora import compensate, second_moment
 from experiments.llama.ggpo import LoRAGGPO
 from experiments.llama.maestro import Maestro
-from experiments.llama.pela import distillation_loss, low_rank_start, perturbation
-from experiments.llama.prilora import PRILoRA, rising_ranks
+from experiments.llama.pela import PELA, distillation_loss
+from experiments.llama.prilora import PRILoRA, measured, rising_ranks
 from experiments.llama.sora import SoRA
 from fira_jax.transforms import proximal_l1
 
@@ -81,7 +81,9 @@ def test_prilora_masks_ranks_and_prunes_by_importance():
     np.testing.assert_allclose(f32(X) @ layer.merged(), kept, atol=1e-4)
     energy = np.zeros(INPUTS)
     for part in (X[:20], 3 * X[20:]):
-        layer.observe(f32(part))
+        zero = jnp.zeros(INPUTS)
+        told = jax.grad(lambda e, part=part: jnp.sum(measured(f32(part), e) ** 3))(zero)
+        layer.observe(told)
         energy = 0.8 * energy + 0.2 * (part**2).mean(0)
     importance = np.abs(a) * np.sqrt(energy)[:, None]
     importance[:, 3] = 0
@@ -97,19 +99,21 @@ def test_prilora_masks_ranks_and_prunes_by_importance():
 
 
 def test_ggpo_noise():
-    layer = made(LoRAGGPO, sigma=0.1, beta=0.3, decay=0.5)
-    norms = np.zeros(OUTPUTS)
-    for _ in range(2):
-        gradient = RNG.standard_normal((RANK, OUTPUTS))
-        layer.observe(f32(gradient))
-        norms = 0.5 * norms + 0.5 * np.linalg.norm(gradient, axis=0)
+    layer = made(LoRAGGPO, sigma=0.1, beta=0.3)
+    squares = RNG.standard_normal((RANK, OUTPUTS)) ** 2
+    layer.observe(f32(squares))
+    norms = np.sqrt(squares.sum(0))
     a, b = factors(layer)
     weight = np.linalg.norm(KERNEL + 1.5 * a @ b, axis=0)
     size = 0.3 * weight + 0.7 * weight.mean() / norms.mean() * norms
     expected = 0.1 * size / np.sqrt(INPUTS)
     np.testing.assert_allclose(layer.deviation(), expected, rtol=1e-4)
     clean = layer(jnp.eye(INPUTS))
-    many = [layer(jnp.eye(INPUTS), nnx.Rngs(i)) - clean for i in range(200)]
+    layer.training = True
+    many = []
+    for _ in range(200):
+        layer.redraw()
+        many.append(layer(jnp.eye(INPUTS)) - clean)
     np.testing.assert_allclose(np.std(np.stack(many), axis=(0, 1)), expected, rtol=0.1)
     assert abs(np.mean(np.stack(many))) < 0.01
 
@@ -149,11 +153,14 @@ def test_eora_refuses_impossible_ranks(rank):
 def test_pela_starts_at_the_best_and_is_taught_the_features():
     left, values, right = np.linalg.svd(KERNEL, full_matrices=False)
     best = left[:, :RANK] * values[:RANK] @ right[:RANK]
-    layer = low_rank_start(f32(KERNEL), RANK)
+    layer = PELA(f32(KERNEL), RANK)
     np.testing.assert_allclose(layer.merged(), best, atol=1e-5)
     far = np.sum((best - KERNEL) ** 2) / np.sum(KERNEL**2)
-    np.testing.assert_allclose(perturbation(layer, f32(KERNEL)), far, rtol=1e-4)
+    np.testing.assert_allclose(layer.perturbation(), far, rtol=1e-4)
     wanted = X @ KERNEL
+    layer.set_attributes(teaching=True)
+    np.testing.assert_allclose(layer(f32(X)), wanted, atol=1e-4)
+    layer.set_attributes(teaching=False)
     expected = np.mean((X @ best - wanted) ** 2) / np.mean(wanted**2)
     loss = distillation_loss(layer(f32(X)), f32(wanted))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
@@ -171,11 +178,14 @@ def test_maestro_orders_its_directions():
     np.testing.assert_allclose(layer(f32(X)), X @ a @ b, atol=1e-4)
     possible = [X @ a[:, :k] @ b[:k] for k in range(1, RANK + 1)]
     seen = set()
-    for seed in range(30):
-        y = np.asarray(layer(f32(X), nnx.Rngs(seed)))
+    layer.training = True
+    for _ in range(30):
+        layer.redraw()
+        y = np.asarray(layer(f32(X)))
         seen.add(int(np.argmin([np.abs(y - p).max() for p in possible])))
         assert min(np.abs(y - p).max() for p in possible) < 1e-4
     assert seen == set(range(RANK))
+    layer.training = False
     penalty = sum(np.linalg.norm(a[:, k:]) + np.linalg.norm(b[k:]) for k in range(RANK))
     np.testing.assert_allclose(layer.penalty(), penalty, rtol=1e-5)
     layer.a[...] = layer.a[...].at[:, 2:].set(0)

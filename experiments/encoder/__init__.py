@@ -1,0 +1,1 @@
+"""A BERT in Flax NNX that sorts texts into classes."""
