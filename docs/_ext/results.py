@@ -11,7 +11,8 @@ shows it. Files that are not there yet leave a note, so the build does not depen
     ```
 
 ``:where: topology=h100, fits=yes`` keeps the rows whose cells say so, ``:sort: -fits, peak_gib``
-orders them, and ``:fold: All rows`` puts everything behind a line that opens.
+orders them, and ``:fold: All rows`` puts everything behind a line that opens. What is the same in
+every row is told once, above the table.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-from tables import RESULTS, at, rows_of, selected, table_of
+from tables import RESULTS, at, rows_of, selected, table_of, told_once
 
 
 class Results(SphinxDirective):
@@ -52,7 +53,10 @@ class Results(SphinxDirective):
             return [nodes.note("", *self.parse_text_to_nodes(f"Not yet measured{how}."))]
         options = {key: _list(self.options.get(key)) for key in ("columns", "where", "sort")}
         rows = selected(rows_of(value), options["where"], options["sort"])
-        shown: list[nodes.Node] = [_table(*table_of(rows, options["columns"] or None))]
+        table, told = told_once(*table_of(rows, options["columns"] or None))
+        shown: list[nodes.Node] = [_table(*table)]
+        if told:
+            shown.insert(0, nodes.paragraph(text=f"In every row: {', '.join(told)}."))
         image = self.options.get("image")
         if image and (Path(self.get_source_info()[0]).parent / image).exists():
             shown += self.parse_text_to_nodes(f"![{self.arguments[0]}]({image})")
@@ -60,6 +64,29 @@ class Results(SphinxDirective):
             line = f"From `docs/results/{path.name}`, written by `{command}`."
             shown += self.parse_text_to_nodes(line)
         return _folded(self.options["fold"], shown) if "fold" in self.options else shown
+
+
+class Evidence(SphinxDirective):
+    """One line: how far a method came in the evidence, and how long its step took.
+
+    Nothing for a method that is not in it.
+    """
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The line."""
+        path = RESULTS / "reproduce.json"
+        self.env.note_dependency(str(path))
+        rows = [row for table in (at(path, "tables") or {}).values() for row in table]
+        wanted = [f"method={self.arguments[0]}", "size=1m", "at_rank=16"]
+        for row in selected(rows, wanted, [])[:1]:
+            text = (
+                f"Loss {row['eval_loss']:.3f} ± {row['spread']:.3f} over {row['seeds']} seeds, "
+                f"{row['ms_per_step']:.0f} ms a step"
+            )
+            return [nodes.paragraph(text=text)]
+        return []
 
 
 def _list(option: str | None) -> list[str]:
@@ -88,6 +115,7 @@ def _row(cells: list[str]) -> nodes.row:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Registers the directive."""
+    """Registers the directives."""
     app.add_directive("results", Results)
+    app.add_directive("evidence", Evidence)
     return {"version": "1", "parallel_read_safe": True}

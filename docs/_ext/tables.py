@@ -74,6 +74,18 @@ def table_of(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Ta
     return headings, [[cell(column, row.get(column)) for column in columns] for row in rows]
 
 
+def told_once(headings: list[str], body: list[list[str]]) -> tuple[Table, list[str]]:
+    """The table without columns that say the same in every row, and what those say."""
+    columns = list(zip(*body, strict=True))
+    same = [len(body) > 2 and len(set(cells)) == 1 for cells in columns]
+    told = [f"{headings[i]} {columns[i][0]}" for i, is_same in enumerate(same) if is_same]
+
+    def rest(line: list[str]) -> list[str]:
+        return [text for text, is_same in zip(line, same, strict=True) if not is_same]
+
+    return (rest(headings), [rest(line) for line in body]), told
+
+
 def fits(value: Any) -> bool:
     """Whether a value has a place in a table: a number, a text, or a median with its quartiles."""
     return not isinstance(value, list) and (not isinstance(value, dict) or "median" in value)

@@ -1,11 +1,26 @@
-// Tables that do not fit their column are shown row by row, each cell with its heading.
+// Tables that do not fit their column get smaller letters, or are shown row by row, each cell with
+// its heading.
 function fitTables() {
   for (const table of document.querySelectorAll(".table-wrapper table")) {
     const headings = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
     for (const row of table.querySelectorAll("tbody tr"))
       [...row.children].forEach((cell, i) => (cell.dataset.label = headings[i] || ""));
-    table.classList.remove("stacked");
-    if (table.scrollWidth > table.parentElement.clientWidth + 1) table.classList.add("stacked");
+    table.classList.remove("compact", "stacked");
+    for (const narrower of ["compact", "stacked"])
+      if (table.scrollWidth > table.parentElement.clientWidth + 1) table.classList.add(narrower);
+  }
+}
+
+// Names in a first column may be broken after an underscore, and nowhere else.
+function breakNames() {
+  for (const cell of document.querySelectorAll(".table-wrapper td:first-child")) {
+    const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    const parts = [];
+    while (text.nextNode()) parts.push(text.currentNode);
+    for (const part of parts)
+      part.replaceWith(
+        ...part.data.split(/(?<=_)/).flatMap((word, i) => (i ? [document.createElement("wbr"), word] : [word])),
+      );
   }
 }
 
@@ -23,6 +38,6 @@ function gallery() {
     });
 }
 
-addEventListener("load", () => { fitTables(); gallery(); });
+addEventListener("load", () => { breakNames(); fitTables(); gallery(); });
 addEventListener("resize", fitTables);
 document.addEventListener("toggle", fitTables, true); // a fold was opened

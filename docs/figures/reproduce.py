@@ -1,6 +1,8 @@
-"""Draws the tables of experiments.reproduce: loss against tokens, and against bytes of state.
+"""Draws the tables of experiments.reproduce: loss against tokens, time, and bytes of state.
 
 python docs/figures/reproduce.py     # docs/results/reproduce.json -> docs/images/reproduce_*.png
+
+Times are those of docs/results/step_times.json, which were taken side by side.
 """
 
 import json
@@ -18,7 +20,10 @@ from experiments.demo_figure import STYLE
 
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS / "results" / "reproduce.json"
-CURVES, FRONT = DOCS / "images" / "reproduce_curves.png", DOCS / "images" / "reproduce_front.png"
+STEP_TIMES = DOCS / "results" / "step_times.json"
+CURVES, TIMES, FRONT = (
+    DOCS / "images" / f"reproduce_{name}.png" for name in ("curves", "times", "front")
+)
 TABLES = ("pretraining", "better")
 NO_STATE = 1e4  # bytes: where a logarithmic axis shows none
 LINE = 0.025  # nats: the height of a label
@@ -62,8 +67,8 @@ def curve(rows: list[dict[str, Any]], line: dict[str, Any], search_seed: int) ->
     return [statistics.fmean(at) for at in zip(*runs, strict=False)]
 
 
-def draw(results: dict[str, Any]) -> None:
-    """Writes both pictures: curves of the headline, and the front where most methods are."""
+def draw(results: dict[str, Any], step_times: list[dict[str, Any]]) -> None:
+    """Writes the pictures: curves of the headline, and the front where most methods are."""
     rcParams["font.size"] = 9
     lines = lines_of(results)
     compared = {"adamw", "galore", "fira", "fira_tracked_gap10"}
@@ -72,16 +77,29 @@ def draw(results: dict[str, Any]) -> None:
         for place in sorted(places(lines))
         if compared <= {x["method"] for x in at(lines, *place)}
     ]
-    rows = -(-len(headline) // 2)
-    figure = Figure(figsize=(8.4, 3.4 * rows), dpi=150, layout="constrained")
-    panels = figure.subplots(rows, 2, squeeze=False).ravel()
+    figure, panels = grid(headline)
     for axes, (size, rank) in zip(panels, headline, strict=False):
-        curves(axes, results, at(lines, size, rank), size)
-        axes.set_title(f"LLaMA {size}, rank {rank}")
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(headline) :]:
-        axes.set_visible(False)
+        batch = results["settings"]["sizes"][size]
+        thousand_tokens = batch["batch_size"] * batch["seq_len"] / 1e3
+        curves(axes, results, at(lines, size, rank), dict.fromkeys(SHOWN, thousand_tokens))
+        axes.set_xlabel("thousand tokens")
     figure.savefig(CURVES, facecolor="white")
+
+    seconds = {
+        (
+            row["size"],
+            "fira_tracked_gap10" if row["method"] == "fira_tracked" else row["method"],
+        ): row["ms_per_step"] / 1e3
+        for row in step_times
+        if row["batch_size"] == results["settings"]["sizes"][row["size"]]["batch_size"]
+    }
+    timed = [place for place in headline if (place[0], "fira") in seconds]
+    figure, panels = grid(timed)
+    for axes, (size, rank) in zip(panels, timed, strict=False):
+        own = {method: x for (of, method), x in seconds.items() if of == size}
+        curves(axes, results, at(lines, size, rank), own)
+        axes.set_xlabel("seconds of one core")
+    figure.savefig(TIMES, facecolor="white")
 
     size, rank = places(lines)[0]
     figure = Figure(figsize=(8.4, 5.6), dpi=150, layout="constrained")
@@ -92,18 +110,32 @@ def draw(results: dict[str, Any]) -> None:
     figure.savefig(FRONT, facecolor="white")
 
 
-def curves(axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], size: str) -> None:
-    """Training loss against tokens."""
-    how = results["settings"]["sizes"][size]
+def grid(shown: list[tuple[str, int]]) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each size and rank, two in a row."""
+    rows = -(-len(shown) // 2)
+    figure = Figure(figsize=(8.4, 3.4 * rows), dpi=150, layout="constrained")
+    panels = list(figure.subplots(rows, 2, squeeze=False).ravel())
+    for axes, (size, rank) in zip(panels, shown, strict=False):
+        axes.set_title(f"LLaMA {size}, rank {rank}")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    return figure, panels
+
+
+def curves(
+    axes: Axes, results: dict[str, Any], here: list[dict[str, Any]], of_a_step: dict[str, float]
+) -> None:
+    """Training loss against what a step of each method takes, of tokens or of time."""
     for line in here:
-        if line["method"] not in SHOWN:
+        method = line["method"]
+        if method not in SHOWN or method not in of_a_step:
             continue
-        label, colour = SHOWN[line["method"]]
+        label, colour = SHOWN[method]
         losses = curve(results["rows"], line, results["settings"]["search_seed"])[1:]
-        batch = how["batch_size"] * how["seq_len"]
-        tokens = [min(20 * (i + 2), how["steps"]) * batch / 1e3 for i in range(len(losses))]
-        axes.plot(tokens, losses, color=colour, label=label)
-    axes.set_xlabel("thousand tokens")
+        steps = results["settings"]["sizes"][line["size"]]["steps"]
+        spent = [of_a_step[method] * min(20 * (i + 2), steps) for i in range(len(losses))]
+        axes.plot(spent, losses, color=colour, label=label)
     axes.set_ylabel("training loss, nats a byte")
     axes.legend(frameon=False, fontsize=7)
 
@@ -137,4 +169,4 @@ def front(axes: Axes, here: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    draw(json.loads(RESULTS.read_text()))
+    draw(json.loads(RESULTS.read_text()), json.loads(STEP_TIMES.read_text())["rows"])

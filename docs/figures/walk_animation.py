@@ -24,26 +24,27 @@ sys.path.insert(0, str(DOCS / "figures"))
 from gallery import RANK, A, B, gradients  # noqa: E402
 
 INK = "#222222"
-UNIT = 0.075  # inches for one entry of a matrix
+SIZE = 7.2, 5.2  # inches: at the width of a phone letters of 15 points are ten pixels tall
+UNIT = 0.057  # inches for one entry of a matrix
 FADE, HOLD = 5, 1700  # frames of a fade, and milliseconds to read a caption
 STAGES = {
-    "grad": r"A weight matrix's gradient $G$: large, and Adam would keep two copies of it",
-    "basis": r"A few directions $P$ hold most of it; they are found anew every 200 steps",
-    "raw": r"Project: $R = P^T G$ is what Adam gets to see, and all it keeps state for",
-    "core": r"Adam in the subspace turns $R$ into $N$, each column's length by a factor $\phi_j$",
-    "rest": r"What $P$ misses has no state; its columns are scaled by that $\phi_j$, and limited",
-    "update": r"Both parts together: a full-size update $U$",
+    "grad": "A weight matrix's gradient $G$:\nlarge, and Adam would keep two copies of it",
+    "basis": "A few directions $P$ hold most of it;\nthey are found anew every 200 steps",
+    "raw": "Project: $R = P^T G$ is what Adam gets to see,\nand all it keeps state for",
+    "core": "Adam in the subspace turns $R$ into $N$,\neach column's length by a factor $\\phi_j$",
+    "rest": "What $P$ misses has no state; its columns\nare scaled by that $\\phi_j$, and limited",
+    "update": "Both parts together:\na full-size update $U$",
 }
 PLACES = {  # left edge and middle, inches
-    "grad": (0.3, 1.9), "basis": (3.35, 2.3), "raw": (4.2, 2.75), "core": (7.25, 2.75),
-    "rest": (5.75, 1.05), "update": (10.35, 1.9),
+    "grad": (0.26, 1.0), "basis": (0.75, 3.2), "raw": (2.57, 3.2), "core": (4.89, 3.2),
+    "rest": (2.57, 1.0), "update": (4.89, 1.0),
 }  # fmt: skip
 LABELS = {"grad": "$G$", "basis": "$P$", "raw": "$R$", "core": "$N$",
           "rest": r"$s \circ (G - \kappa P R)$", "update": "$U$"}  # fmt: skip
 ARROWS = {
-    "basis": [((3.05, 2.1), (3.3, 2.3))], "raw": [((3.87, 2.75), (4.15, 2.75))],
-    "core": [((6.95, 2.75), (7.2, 2.75))], "rest": [((3.05, 1.5), (5.65, 1.05))],
-    "update": [((10.0, 2.6), (10.28, 2.2)), ((8.55, 1.05), (10.28, 1.6))],
+    "basis": [((0.92, 1.75), (0.92, 2.48))], "raw": [((1.15, 3.2), (2.52, 3.2))],
+    "core": [((4.62, 3.2), (4.88, 3.2))], "rest": [((2.3, 1.0), (2.56, 1.0))],
+    "update": [((4.62, 1.0), (4.88, 1.0)), ((6.5, 2.98), (6.5, 1.75))],
 }  # fmt: skip
 
 
@@ -77,13 +78,13 @@ def block(axes: Axes, name: str, values: np.ndarray, alpha: float) -> None:
                 interpolation="nearest", aspect="auto", zorder=2)  # fmt: skip
     corner = (left, middle - height / 2)
     axes.add_patch(Rectangle(corner, width, height, fill=False, ec=INK, lw=0.8, alpha=alpha))
-    axes.text(left + width / 2, middle + height / 2 + 0.14, LABELS[name], ha="center", size=14,
+    axes.text(left + width / 2, middle + height / 2 + 0.1, LABELS[name], ha="center", size=15,
               alpha=alpha, color=INK)  # fmt: skip
 
 
 def frame(values: dict[str, np.ndarray], stage: int, alpha: float) -> Image.Image:
     """The picture with all stages before ``stage`` whole and this one ``alpha`` there."""
-    figure = Figure(figsize=(13.3, 4.0), dpi=72)
+    figure = Figure(figsize=SIZE, dpi=120)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for i, name in enumerate(list(STAGES)[: stage + 1]):
@@ -93,24 +94,24 @@ def frame(values: dict[str, np.ndarray], stage: int, alpha: float) -> Image.Imag
             style = {"arrowstyle": "-|>", "color": INK, "lw": 1.3, "alpha": strength}
             axes.annotate("", end, start, arrowprops=style)
     caption = list(STAGES.values())[stage]
-    axes.text(6.65, 3.75, caption, ha="center", va="center", size=15, color=INK)
-    axes.set(xlim=(0, 13.3), ylim=(0, 4.0))
+    axes.text(SIZE[0] / 2, 4.72, caption, ha="center", va="center", size=15, color=INK)
+    axes.set(xlim=(0, SIZE[0]), ylim=(0, SIZE[1]))
     data = io.BytesIO()
     figure.savefig(data, facecolor="white")
     return Image.open(data).convert("RGB")
 
 
 def draw(path: Path) -> None:
-    """Writes the animation; its first frame stands for it where nothing moves."""
+    """Writes the animation. It begins with all of it, which is shown where nothing moves."""
     rcParams["mathtext.fontset"] = "cm"
     values = parts()
-    frames, times = [], []
+    frames, times = [frame(values, len(STAGES) - 1, 1.0)], [HOLD]
     for stage in range(len(STAGES)):
         for i in range(FADE if stage == 0 else 1, FADE + 1):
             frames.append(frame(values, stage, i / FADE))
             times.append(60 if i < FADE else HOLD)
     times[-1] = 2 * HOLD
-    palette = frames[-1].quantize(128)
+    palette = frames[0].quantize(128)
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in frames]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
 
