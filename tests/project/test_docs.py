@@ -89,43 +89,43 @@ def test_wrong_output_on_a_page_would_be_noticed(tmp_path):
         test_the_examples_of_a_page_run_and_print_what_it_shows(page)
 
 
-def test_the_demo_gets_into_the_readme_and_nothing_else_changes():
+def test_the_evidence_gets_into_the_readme_and_nothing_else_changes():
     readme = import_file(ROOT / "docs" / "readme.py")
-    result = {
-        "lr": 0.01,
-        "parameters": 1000,
-        "perplexity": 12.345,
-        "optimizer_state_bytes": 3_460_000,
-        "ms_per_update": 4.5,
-    }
-    settings = {"steps": 3, "batch_size": 2, "seq_len": 8, "rank": 4}
-    demo = {"settings": settings, "results": {"adamw": result, "fira": result}}
-    runs = [{"lr": 0.5, "eval_loss": 2.0}, {"lr": 0.25, "eval_loss": 1.0}]
-    sweep = {"settings": {"rank": 16}, "runs": {"galore": runs, "fira": runs}}
 
-    def line(method, percent, size="1m-long"):
-        return {"method": method, "size": size, "percent_beside_fira": percent, "seeds": 4}
+    def line(method, rank, at_rank, size=readme.SIZE, perplexity=12.345):
+        return {
+            "method": method,
+            "rank": rank,
+            "at_rank": at_rank,
+            "size": size,
+            "seeds": 4,
+            "perplexity": perplexity,
+            "spread": 0.02,
+            "state_bytes": 3_460_000,
+            "ms_per_step": 4.4,
+        }
 
     tables = {
-        "better": [
-            line("fira_tracked_gap10", -3.2),
-            line("fira_tracked_gap10", -4.6),
-            line("fira_tracked_gap10", -40.0, size="1m"),
-        ],
-        "claims": [line("galore", 7.1), line("galore", 11.9), line("adamw", 20.0)],
+        "pretraining": [line("fira", 8, 8), line("adamw", None, 4), line("muon", None, 4)],
+        "claims": [line("adamw", None, 8), line("fira", 4, 4), line("fira", 16, 16, size="1m")],
     }
-    block = readme.demo_block(demo, sweep, tables, "https://raw", "https://site/")
-    assert "Over 4 seeds in runs as long, at two ranks, perplexity ends 3 to 5 %\n" in block
-    assert "7 to 12 % above it with GaLore and\n20 to 20 % with AdamW\n" in block
-    assert "| Fira | 4 | 12.35 | 3.46 MB | 4.5 | 0.01 |\n" in block
-    assert "| GaLore | 16 | 2.718 | – | – | 0.25 |\n" in block
-    assert "48 tokens" in block
+    run = {"steps": 3, "batch_size": 2, "seq_len": 8}
+    evidence = {"tables": tables, "settings": {"sizes": {readme.SIZE: run}}}
+    block = readme.evidence_block(evidence, "https://raw", "https://site/")
+    table = [text for text in block.splitlines() if text.startswith("| ")][2:]
+    assert [text.split(" | ")[:2] for text in table] == [
+        ["| AdamW", "–"],
+        ["| Fira", "4"],
+        ["| Fira", "8"],
+    ]
+    assert table[1] == "| Fira | 4 | 12.35 ± 0.25 | 4 | 3.46 MB | 4 |"
+    assert "0.4 million weights reads 48 bytes" in block
     text = (ROOT / "README.md").read_text()
-    changed = readme.with_demo(text, block)
+    changed = readme.with_evidence(text, block)
     assert block in changed
-    assert readme.with_demo(changed, block) == changed
+    assert readme.with_evidence(changed, block) == changed
     for outside in (0, -1):
-        marks = re.compile("<!-- demo:(?:begin|end) -->")
+        marks = re.compile("<!-- evidence:(?:begin|end) -->")
         assert marks.split(changed)[outside] == marks.split(text)[outside]
 
 
