@@ -1,6 +1,7 @@
-"""Puts the demo's newest picture and the evidence's table between the README's two demo marks.
+"""Puts the evidence's newest table between the README's two marks.
 
-Run it from anywhere: ``python docs/readme.py`` (or ``make readme``), after ``make demo``.
+Run it from anywhere: ``python docs/readme.py`` (or ``make readme``), after
+``python -m experiments.reproduce``.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
+SIZE = "1m-long"
 TITLES = {
     "adamw": "AdamW",
     "galore": "GaLore",
@@ -17,70 +19,57 @@ TITLES = {
     "fira_tracked_gap10": "Fira, tracked",
     "fira_orthogonal": "Fira, orthogonalized",
 }
-# The evidence with runs as long as the demo's.
-SIZE = "1m-long"
-BEGIN, END = "<!-- demo:begin -->\n", "<!-- demo:end -->\n"
-Line = dict[str, Any]
+HEADINGS = ("optimizer", "rank", "validation perplexity", "seeds", "optimizer state")
+BEGIN, END = "<!-- evidence:begin -->\n", "<!-- evidence:end -->\n"
 
 
-def perplexity(line: Line | None) -> str:
-    """Mean and standard deviation over the seeds.
+def cells(row: dict[str, Any]) -> list[str]:
+    """One line; the spread of the loss is that of perplexity, relative to it."""
+    return [
+        TITLES[row["method"]],
+        "–" if row["rank"] is None else str(row["rank"]),
+        f"{row['perplexity']:.2f} ± {row['perplexity'] * row['spread']:.2f}",
+        str(row["seeds"]),
+        f"{row['state_bytes'] / 1e6:.2f} MB",
+    ]
 
-    Example:
-      >>> perplexity({"perplexity": 5.0, "spread": 0.01})
-      '5.00 ± 0.05'
-    """
-    if line is None:
-        return "–"
-    return f"{line['perplexity']:.2f} ± {line['perplexity'] * line['spread']:.2f}"
 
-
-def table(tables: dict[str, list[Line]]) -> str:
-    """Each optimizer at both ranks, the larger first."""
-    lines = {
-        (x["method"], x["at_rank"]): x
-        for name in ("better", "claims")
-        for x in tables[name]
-        if x["size"] == SIZE and x["method"] in TITLES
+def rows(tables: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Each method once at each of its ranks, methods without one first."""
+    found = {
+        (line["rank"] or 0, list(TITLES).index(line["method"])): line
+        for table in tables.values()
+        for line in table
+        if line["size"] == SIZE and line["method"] in TITLES
     }
-    ranks = sorted({rank for _, rank in lines}, reverse=True)
-    rows = [["optimizer", *(f"perplexity, rank {rank}" for rank in ranks), "optimizer state"]]
-    rows.append(["---", *["---:"] * (len(ranks) + 1)])
-    for method, title in TITLES.items():
-        found = [lines.get((method, rank)) for rank in ranks]
-        sizes = {f"{x['state_bytes'] / 1e6:.2f}": None for x in found if x is not None}
-        rows.append([title, *map(perplexity, found), f"{' and '.join(sizes)} MB"])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return [found[place] for place in sorted(found)]
 
 
-def seeds(tables: dict[str, list[Line]]) -> int:
-    """How many seeds each of the lines has at least."""
-    return min(
-        x["seeds"]
-        for name in ("better", "claims")
-        for x in tables[name]
-        if x["size"] == SIZE and x["method"] in TITLES
-    )
-
-
-def demo_block(demo: dict[str, Any], tables: dict[str, list[Line]], raw: str, site: str) -> str:
-    """Markdown: the picture, the table, and what was trained."""
-    settings = demo["settings"]
-    parameters = next(iter(demo["results"].values()))["parameters"]
-    tokens = settings["steps"] * settings["batch_size"] * settings["seq_len"]
+def evidence_block(evidence: dict[str, Any], raw: str, site: str) -> str:
+    """Markdown: the table, what was trained, and the demo's picture."""
+    shown = rows(evidence["tables"])
+    lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *map(cells, shown)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    run = evidence["settings"]["sizes"][SIZE]
+    weights = next(row["state_bytes"] for row in shown if row["method"] == "adamw") / 8
+    read = run["steps"] * run["batch_size"] * run["seq_len"]
     return (
-        f"![Validation loss and optimizer state]({raw}/docs/images/demo.png)\n\n"
-        f"{table(tables)}\n\n"
-        f"The picture is `make demo`, the table {seeds(tables)} seeds of runs as long: a LLaMA of\n"
-        f"{parameters:,} parameters reads {tokens:,} bytes of real text on two shared CPU cores,\n"
-        "every optimizer from the same first weights in the same order, at its own best learning\n"
-        f"rate. [All methods]({site}results/reproduce.html), larger models, and\n"
-        f"[what the last line is and costs]({site}guides/fira_orthogonal.html): more time a step,\n"
-        "the more the smaller the batch.\n"
+        f"{table}\n\n"
+        f"A LLaMA of {weights / 1e6:.1f} million weights reads {read:,} bytes of real text on a CPU:\n"
+        "the same first weights and the same order for all, each at its own best learning rate, ±\n"
+        "the standard deviation over seeds. The larger the rank, the less the subspace misses, and\n"
+        "the closer GaLore and Fira come. The\n"
+        f"[orthogonalized]({site}guides/fira_orthogonal.html) one takes more time a step, the more the\n"
+        "smaller the batch. Small models, short runs;\n"
+        "[all methods, more sizes, and the tests of these\n"
+        f"differences]({site}results/reproduce.html). Four of them in some minutes on your machine,\n"
+        "one seed, by `make demo`\n"
+        f"([what it shows]({site}results/demo.html)):\n\n"
+        f"![Validation loss and optimizer state]({raw}/docs/images/demo.png)\n"
     )
 
 
-def with_demo(readme: str, block: str) -> str:
+def with_evidence(readme: str, block: str) -> str:
     """``readme`` with what stands between its marks replaced."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
@@ -92,14 +81,11 @@ def main() -> None:
     root = DOCS.parent
     urls = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]
     raw = urls["Repository"].replace("github.com", "raw.githubusercontent.com") + "/main"
-    demo, reproduced = (
-        json.loads((DOCS / "results" / f"{name}.json").read_text())
-        for name in ("demo", "reproduce")
-    )
+    evidence = json.loads((DOCS / "results" / "reproduce.json").read_text())
     readme = root / "README.md"
     temporary = readme.with_suffix(".tmp")
-    block = demo_block(demo, reproduced["tables"], raw, urls["Documentation"])
-    temporary.write_text(with_demo(readme.read_text(), block))
+    block = evidence_block(evidence, raw, urls["Documentation"])
+    temporary.write_text(with_evidence(readme.read_text(), block))
     os.replace(temporary, readme)
 
 

@@ -76,9 +76,9 @@ def table_of(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Ta
 
 def told_once(headings: list[str], body: list[list[str]]) -> tuple[Table, list[str]]:
     """The table without columns that say the same in every row, and what those say."""
-    columns = list(zip(*body, strict=True))
-    same = [len(body) > 2 and len(set(cells)) == 1 for cells in columns]
-    told = [f"{headings[i]} {columns[i][0]}" for i, is_same in enumerate(same) if is_same]
+    columns = range(len(headings))
+    same = [len(body) > 2 and len({line[i] for line in body}) == 1 for i in columns]
+    told = [f"{headings[i]} {body[0][i]}" for i in columns if same[i]]
 
     def rest(line: list[str]) -> list[str]:
         return [text for text, is_same in zip(line, same, strict=True) if not is_same]

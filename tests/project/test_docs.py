@@ -89,41 +89,42 @@ def test_wrong_output_on_a_page_would_be_noticed(tmp_path):
         test_the_examples_of_a_page_run_and_print_what_it_shows(page)
 
 
-def test_the_demo_gets_into_the_readme_and_nothing_else_changes():
+def test_the_evidence_gets_into_the_readme_and_nothing_else_changes():
     readme = import_file(ROOT / "docs" / "readme.py")
-    settings = {"steps": 3, "batch_size": 2, "seq_len": 8}
-    demo = {"settings": settings, "results": {"fira": {"parameters": 1000}}}
 
-    def line(method, rank, perplexity, size="1m-long", state=1_230_000):
+    def line(method, rank, at_rank, size=readme.SIZE, perplexity=12.345):
         return {
-            "method": method, "size": size, "at_rank": rank, "perplexity": perplexity,
-            "spread": 0.01, "seeds": 4, "state_bytes": state,
-        }  # fmt: skip
+            "method": method,
+            "rank": rank,
+            "at_rank": at_rank,
+            "size": size,
+            "seeds": 4,
+            "perplexity": perplexity,
+            "spread": 0.02,
+            "state_bytes": 3_460_000,
+        }
 
     tables = {
-        "better": [
-            line("fira", 8, 5.5),
-            line("fira", 16, 5.0, state=2_340_000),
-            line("fira", 16, 9.0, size="1m"),
-            line("fira_orthogonal", 16, 4.0),
-            line("racs", 16, 3.0),
-        ],
-        "claims": [line("adamw", rank, 6.0) for rank in (8, 16)],
+        "pretraining": [line("fira", 8, 8), line("adamw", None, 4), line("muon", None, 4)],
+        "claims": [line("adamw", None, 8), line("fira", 4, 4), line("fira", 16, 16, size="1m")],
     }
-    block = readme.demo_block(demo, tables, "https://raw", "https://site/")
-    assert "| optimizer | perplexity, rank 16 | perplexity, rank 8 | optimizer state |\n" in block
-    assert "| AdamW | 6.00 ± 0.06 | 6.00 ± 0.06 | 1.23 MB |\n" in block
-    assert "| Fira | 5.00 ± 0.05 | 5.50 ± 0.06 | 2.34 and 1.23 MB |\n" in block
-    assert "| Fira, orthogonalized | 4.00 ± 0.04 | – | 1.23 MB |\n" in block
-    assert "3.00" not in block
-    assert "4 seeds" in block
-    assert "48 bytes" in block
+    run = {"steps": 3, "batch_size": 2, "seq_len": 8}
+    evidence = {"tables": tables, "settings": {"sizes": {readme.SIZE: run}}}
+    block = readme.evidence_block(evidence, "https://raw", "https://site/")
+    table = [text for text in block.splitlines() if text.startswith("| ")][2:]
+    assert [text.split(" | ")[:2] for text in table] == [
+        ["| AdamW", "–"],
+        ["| Fira", "4"],
+        ["| Fira", "8"],
+    ]
+    assert table[1] == "| Fira | 4 | 12.35 ± 0.25 | 4 | 3.46 MB |"
+    assert "0.4 million weights reads 48 bytes" in block
     text = (ROOT / "README.md").read_text()
-    changed = readme.with_demo(text, block)
+    changed = readme.with_evidence(text, block)
     assert block in changed
-    assert readme.with_demo(changed, block) == changed
+    assert readme.with_evidence(changed, block) == changed
     for outside in (0, -1):
-        marks = re.compile("<!-- demo:(?:begin|end) -->")
+        marks = re.compile("<!-- evidence:(?:begin|end) -->")
         assert marks.split(changed)[outside] == marks.split(text)[outside]
 
 
