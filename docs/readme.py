@@ -55,15 +55,15 @@ def evidence_block(evidence: dict[str, Any], raw: str, site: str) -> str:
     read = run["steps"] * run["batch_size"] * run["seq_len"]
     return (
         f"{table}\n\n"
-        f"A LLaMA of {weights / 1e6:.1f} million weights reads {read:,} bytes of real text on a CPU:\n"
-        "the same first weights and the same order for all, each at its own best learning rate, ±\n"
-        "the standard deviation over seeds. The larger the rank, the less the subspace misses, and\n"
-        "the closer GaLore and Fira come. The\n"
-        f"[orthogonalized]({site}guides/fira_orthogonal.html) one takes more time a step, the more the\n"
-        "smaller the batch. Small models, short runs;\n"
+        f"A LLaMA of {weights / 1e6:.1f} million weights reads {read:,} bytes of real text on a\n"
+        "CPU: the same first weights and the same order for all, each at its own best learning\n"
+        "rate, ± the standard deviation over seeds. The larger the rank, the less the subspace\n"
+        "misses, and the closer GaLore and Fira come. The\n"
+        f"[orthogonalized]({site}guides/fira_orthogonal.html) one takes more time a step, the more\n"
+        "the smaller the batch. Small models, short runs;\n"
         "[all methods, more sizes, and the tests of these\n"
-        f"differences]({site}results/reproduce.html). Four of them in some minutes on your machine,\n"
-        "one seed, by `make demo`\n"
+        f"differences]({site}results/reproduce.html). Four of them in some minutes on your\n"
+        "machine, one seed, by `make demo`\n"
         f"([what it shows]({site}results/demo.html)):\n\n"
         f"![Validation loss and optimizer state]({raw}/docs/images/demo.png)\n"
     )
