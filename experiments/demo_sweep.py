@@ -35,7 +35,8 @@ def main() -> None:
     output = SWEEP if rank == SETTINGS["rank"] else SWEEP.with_stem(f"{SWEEP.stem}_rank{rank}")
     settings = SETTINGS | {"rank": rank}
     before = json.loads(output.read_text()) if output.exists() else {}
-    runs = before["runs"] if before.get("settings") == settings else {}
+    same = before["runs"] if before.get("settings") == settings else {}
+    runs = {name: same[name] for name in OPTIMIZERS if name in same}
     for name in args.optimizers.split(","):
         losses = search(partial(final_loss, name, rank))
         runs[name] = [{"lr": lr, "eval_loss": loss} for lr, loss in sorted(losses.items())]
