@@ -21,7 +21,8 @@ from tests.experiments.tiny_encoder import write_encoder
 def row(method="lora", seed=0, loss=1.0, lr=0.01, accuracy=0.5, model="smollm2_135m"):
     return {
         "model": model, "method": method, "task": "trec", "rank": 8, "seed": seed, "lr": lr,
-        "eval_loss": loss, "accuracy": accuracy, "accuracy_interval": [0.4, 0.6], "train_loss": loss,
+        "eval_loss": loss, "train_loss": loss,
+        "accuracy": accuracy, "accuracy_interval": [0.4, 0.6],
         "trained_parameters": 10, "state_bytes": 80, "ms_per_step": 1.0,
     }  # fmt: skip
 
