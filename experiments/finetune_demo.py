@@ -73,7 +73,8 @@ def best_learning_rates(rows: list[dict[str, Any]]) -> dict[str, float]:
     Raises:
         ValueError: A method was not searched.
     """
-    here = [r for r in rows if (r["task"], r["rank"]) == (SETTINGS["task"], SETTINGS["rank"])]
+    place = ("model", "task", "rank")
+    here = [r for r in rows if all(r[key] == SETTINGS[key] for key in place)]
     found = {name: best_rate(here, name) for name in TITLES}
     if missing := [name for name, lr in found.items() if lr is None]:
         raise ValueError(f"{evidence.PUBLISHED} holds no learning rate for {missing}")

@@ -1,17 +1,18 @@
 """Weights in Hugging Face's manner: a folder with `config.json` and safetensors, one or several."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from experiments.files import replacing
@@ -60,7 +61,7 @@ def read(folder: str | Path, shapes: Any, names: Names, redundant: str) -> Any:
         for name, view in names(_joined(key_path), array).items():
             if name not in files:
                 raise ValueError(f"{folder}: tensor {name} is missing")
-            with safe_open(files.pop(name), framework="numpy") as file:
+            with _opened(files.pop(name)) as file:
                 tensor = file.get_tensor(name)
             if tensor.shape != view.shape:
                 raise ValueError(
@@ -82,7 +83,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is none.
         ValueError: If it is no JSON object.
     """
-    file = Path(folder) / "config.json"
+    return read_object(Path(folder) / "config.json")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises what :func:`read_config` raises."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -108,13 +113,17 @@ def renamed(
     """The entries of a config under our names, which ``names`` maps to theirs.
 
     Raises:
-        ValueError: If a required one is missing.
+        ValueError: If a required one is missing, or one is no number.
     """
+    file = Path(folder) / "config.json"
     ours = {
         name: content[theirs] for name, theirs in names.items() if content.get(theirs) is not None
     }
     if missing := [names[name] for name in required if name not in ours]:
-        raise ValueError(f"{Path(folder) / 'config.json'}: missing {', '.join(missing)}")
+        raise ValueError(f"{file}: missing {', '.join(missing)}")
+    for name, value in ours.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"{file}: {names[name]} is {value!r}, expected a number")
     return ours
 
 
@@ -140,15 +149,26 @@ def files_of_tensors(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
-        with safe_open(single, framework="numpy") as file:
+        with _opened(single) as file:
             return dict.fromkeys(file.keys(), single)
     if index.is_file():
-        shards = json.loads(index.read_text())["weight_map"]
+        shards = read_object(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise ValueError(f"{index}: has no weight_map")
         return {name: folder / shard for name, shard in shards.items()}
     raise FileNotFoundError(
         f"{folder} has neither {single.name} nor {index.name}; save weights of another format as "
         "safetensors first"
     )
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged or cut short ({error})") from None
 
 
 def _joined(key_path: Any) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 
 from experiments.files import sha256_of_file
 from experiments.text.answer_batches import Batch, Rows
 from experiments.text.examples import Example
+from experiments.text.model_tokenizer import read_tokenizer
 
 
 def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ class EncoderTokenizer:
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no tokenizer: expected tokenizer.json")
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        self._tokenizer = read_tokenizer(file)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(longest)
         self.vocab_size = self._tokenizer.get_vocab_size()

@@ -42,10 +42,13 @@ class ModelTokenizer:
         self._fast: tokenizers.Tokenizer | None = None
         self._slow: sentencepiece.SentencePieceProcessor | None = None
         if fast.is_file():
-            self._fast = tokenizers.Tokenizer.from_file(str(fast))
+            self._fast = read_tokenizer(fast)
             self.vocab_size = self._fast.get_vocab_size()
         elif slow.is_file():
-            self._slow = sentencepiece.SentencePieceProcessor(model_file=str(slow))
+            try:
+                self._slow = sentencepiece.SentencePieceProcessor(model_file=str(slow))
+            except RuntimeError as error:
+                raise ValueError(f"{slow}: no SentencePiece model ({error})") from None
             self.vocab_size = self._slow.vocab_size()
         else:
             raise FileNotFoundError(
@@ -143,6 +146,18 @@ class ModelTokenizer:
         if value is None and self._slow is not None:
             value = self._slow.eos_id() if which == "eos" else self._slow.bos_id()
         return value
+
+
+def read_tokenizer(file: Path) -> tokenizers.Tokenizer:
+    """The tokenizer in a ``tokenizer.json``.
+
+    Raises:
+        ValueError: If there is none in it.
+    """
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no narrower one
+        raise ValueError(f"{file}: no tokenizer ({error})") from None
 
 
 def copy_files(source: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     found = []
     opener = gzip.open if path.name.endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -74,6 +75,8 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
                 found.append((where, value))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason})") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged or cut short ({error})") from None
     if not found:
         raise ValueError(f"{path} is empty: expected lines like {FORMS}")
     return found
@@ -81,9 +84,20 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _labels(lines: list[tuple[str, dict[str, Any]]]) -> tuple[str, ...]:
     """All labels that occur, in alphabetical order."""
-    return tuple(
-        sorted({f" {str(value['label']).strip()}" for _, value in lines if "label" in value})
-    )
+    labelled = [line for line in lines if "label" in line[1]]
+    labels = tuple(sorted({_label(*line) for line in labelled}))
+    if len(labels) == 1:
+        raise ValueError(
+            f"{labelled[0][0]}: every label is{labels[0]}, so there is nothing to learn"
+        )
+    return labels
+
+
+def _label(where: str, value: dict[str, Any]) -> str:
+    label = value["label"]
+    if not isinstance(label, str | int | float) or not str(label).strip():
+        raise ValueError(f"{where}: the label is {label!r}, expected a word or a number")
+    return f" {str(label).strip()}"
 
 
 def _example(where: str, value: dict[str, Any], labels: tuple[str, ...], render: Render) -> Example:
@@ -91,7 +105,7 @@ def _example(where: str, value: dict[str, Any], labels: tuple[str, ...], render:
         return _chat(where, value["messages"], render)
     if "label" in value:
         text = _text(where, value, "text" if "text" in value else "prompt")
-        gold = labels.index(f" {str(value['label']).strip()}")
+        gold = labels.index(_label(where, value))
         return choice(f"{text.strip()}\nLabel:", labels, gold)
     if "prompt" in value and "completion" in value:
         answer = _text(where, value, "completion")

@@ -1,5 +1,6 @@
 """Fine-tuning from end to end on a tiny checkpoint, and what it says to bad input."""
 
+import gzip
 import json
 
 import jax
@@ -8,10 +9,12 @@ import pytest
 
 from experiments.finetune import main
 from experiments.llama import huggingface
+from experiments.text.tasks import load_task
 from experiments.training import finetune_config, finetuning
 from experiments.training.metrics import read_metrics
 from experiments.training.subjects import subject_of
 from tests.experiments.tiny_checkpoint import write_checkpoint, write_labels
+from tests.experiments.tiny_encoder import write_encoder
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,10 @@ BAD_LINES = {
         "does not fit",
     ),
     "alone": (GOOD, "one example alone"),
+    "no label": ('{"text": "a", "label": null}\n' * 2, r"jsonl:1: the label is None"),
+    "label of several": ('{"text": "a", "label": ["x"]}\n' * 2, r"the label is \['x'\]"),
+    "empty label": ('{"text": "a", "label": " "}\n' * 2, "expected a word or a number"),
+    "one label": ('{"text": "a", "label": "x"}\n' * 2, "every label is x"),
 }
 
 
@@ -166,6 +173,55 @@ def test_bad_examples_are_named(inputs, tmp_path, text, message):
     (tmp_path / "examples.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message) as error:
         run(["--seq-len=32", "--batch-size=1", inputs[0], f"--task={tmp_path / 'examples.jsonl'}"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_mark_of_the_byte_order_is_no_harm_and_damage_is_named(tmp_path):
+    file = tmp_path / "examples.jsonl"
+    file.write_text(GOOD * 3, encoding="utf-8-sig")
+    assert len(load_task(str(file), None).train) == 2
+    for name, data in (("no.jsonl.gz", b"123"), ("cut.jsonl.gz", gzip.compress(b"{}" * 99)[:-9])):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name}: damaged or cut short"):
+            load_task(str(tmp_path / name), None)
+
+
+def damaged_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def index_without_files(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def width_in_words(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+
+
+DAMAGE = {
+    "weights": (damaged_weights, r"model.safetensors: damaged or cut short"),
+    "index": (index_without_files, "index.json: has no weight_map"),
+    "width": (width_in_words, "hidden_size is 'wide', expected a number"),
+    "config": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not JSON"),
+    "list": (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
+    "tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        "tokenizer.json: no tokenizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("write", [write_checkpoint, write_encoder], ids=["llama", "encoder"])
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_folders_are_named_in_one_line(inputs, tmp_path, write, damage, message):
+    folder = write(tmp_path / "model")
+    damage(folder)
+    config = finetune_config.parse([*inputs, f"--model={folder}"])
+    with pytest.raises(ValueError, match=message) as error:
+        subject_of(config).read(0)
     assert "\n" not in str(error.value)
 
 

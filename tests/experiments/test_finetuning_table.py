@@ -15,35 +15,35 @@ from experiments.reproduce.statistics import paired
 from experiments.reproduce.store import Store
 from experiments.training.finetune_config import validate
 from tests.experiments.tiny_checkpoint import write_checkpoint, write_labels
+from tests.experiments.tiny_encoder import write_encoder
 
 
-def row(method="lora", seed=0, loss=1.0, lr=0.01, accuracy=0.5):
+def row(method="lora", seed=0, loss=1.0, lr=0.01, accuracy=0.5, model="smollm2_135m"):
     return {
-        "method": method, "task": "trec", "rank": 8, "seed": seed, "lr": lr, "eval_loss": loss,
-        "accuracy": accuracy, "accuracy_interval": [0.4, 0.6], "train_loss": loss,
+        "model": model, "method": method, "task": "trec", "rank": 8, "seed": seed, "lr": lr,
+        "eval_loss": loss, "train_loss": loss,
+        "accuracy": accuracy, "accuracy_interval": [0.4, 0.6],
         "trained_parameters": 10, "state_bytes": 80, "ms_per_step": 1.0,
     }  # fmt: skip
 
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """Settings of a tiny checkpoint; returns its task."""
-    settings = finetuning.SETTINGS | {
-        "model": str(write_checkpoint(tmp_path / "checkpoint")),
-        "steps": 6,
-        "warmup_steps": 1,
-        "test_examples": 12,
-    }
-    monkeypatch.setattr(finetuning, "SETTINGS", settings)
-    finetuning._inputs.cache_clear()
+    """Settings of a tiny LLaMA and a tiny encoder; returns their task."""
+    changes = {"steps": 6, "warmup_steps": 1, "test_examples": 12}
+    for kind, write in (("llama", write_checkpoint), ("encoder", write_encoder)):
+        settings = finetuning.SETTINGS | changes | {"model": str(write(tmp_path / kind))}
+        monkeypatch.setitem(finetuning.MODELS, kind, settings)
+    finetuning._subject.cache_clear()
     yield str(write_labels(tmp_path / "labels.jsonl"))
-    finetuning._inputs.cache_clear()
+    finetuning._subject.cache_clear()
 
 
-@pytest.mark.parametrize("method", ["lora", "fira"])
-def test_a_run_learns_and_is_the_same_when_it_is_done_again(tiny, method):
-    still = finetuning.train(Run(method, tiny, 4, 0, 0.0))
-    learnt, again = (finetuning.train(Run(method, tiny, 4, 0, 2e-2)) for _ in range(2))
+@pytest.mark.parametrize(("method", "model"), [("lora", "llama"), ("fira", "encoder")])
+def test_a_run_learns_and_is_the_same_when_it_is_done_again(tiny, method, model):
+    still = finetuning.train(Run(method, tiny, 4, 0, 0.0, model))
+    learnt, again = (finetuning.train(Run(method, tiny, 4, 0, 2e-2, model)) for _ in range(2))
+    assert learnt["model"] == model
     assert learnt["eval_loss"] < still["eval_loss"]
     assert {k: v for k, v in learnt.items() if k != "ms_per_step"} == {
         k: v for k, v in again.items() if k != "ms_per_step"
@@ -57,7 +57,10 @@ def test_a_line_of_the_table_by_hand():
     rows += [row("fira", seed=s, loss=0.5 + s / 5, lr=rate(1)) for s in range(3)]
     rows += [row("fira", seed=SEARCH_SEED, loss=x, lr=rate(k)) for k, x in enumerate((2.0, 0.4))]
     rows += [row("fira", seed=7, loss=9.0, lr=rate(3))]  # not at the best rate
-    fira, lora = finetuning.table(rows)
+    rows += [row("fira", loss=7.0, model="minilm")]
+    of_encoder, fira, lora = finetuning.table(rows)
+    assert (of_encoder["model"], of_encoder["eval_loss"]) == ("minilm", 7.0)
+    assert (fira["model"], lora["model"]) == ("smollm2_135m",) * 2
     assert (fira["method"], fira["seeds"], fira["lr"]) == ("fira", 3, rate(1))
     assert fira["eval_loss"] == pytest.approx(0.7)
     assert fira["spread"] == pytest.approx(0.2)
@@ -73,22 +76,33 @@ def test_it_searches_then_trains_and_goes_on_where_it_stopped(tmp_path):
 
     def train(run):
         trained.append(run)
-        return row(run.method, run.seed, 1 + abs(on_grid(run.lr) + 9), run.lr)
+        return row(run.method, run.seed, 1 + abs(on_grid(run.lr) + 9), run.lr, model=run.model)
 
     path = tmp_path / "rows.json"
     budget = Budget(Store(path, FINETUNING), -1, train)
     with pytest.raises(OutOfTimeError):
-        finetuning.search_and_train(budget, ["lora"], "trec", 8, range(2))
+        finetuning.search_and_train(budget, ["lora"], "smollm2_135m", "trec", 8, range(2))
     assert not trained
     for _ in range(2):
         budget = Budget(Store(path, FINETUNING), 1, train)
-        finetuning.search_and_train(budget, ["lora", "fira"], "trec", 8, range(2))
+        finetuning.search_and_train(budget, ["lora", "fira"], "minilm", "trec", 8, range(2))
     assert len(trained) == len(set(trained))
     finals = [run for run in trained if run.seed != SEARCH_SEED]
     assert [(run.method, run.seed) for run in finals] == [
         ("lora", 0), ("fira", 0), ("lora", 1), ("fira", 1)
     ]  # fmt: skip
     assert {on_grid(run.lr) for run in finals} == {-9}
+
+
+def test_a_file_from_before_the_encoder_is_read(tmp_path):
+    path = tmp_path / "rows.json"
+    settings = {k: v for k, v in finetuning.settings().items() if k != "encoder"}
+    old = {k: v for k, v in row().items() if k != "model"}
+    path.write_text(json.dumps({"settings": settings, "rows": [old]}))
+    assert list(Store(path, FINETUNING).rows.values()) == [row()]
+    path.write_text(json.dumps({"settings": settings | {"steps": 41}, "rows": [old]}))
+    with pytest.raises(ValueError, match="other settings"):
+        Store(path, FINETUNING)
 
 
 def test_published_rows_are_of_these_settings_and_their_rates_enclosed():
@@ -99,7 +113,8 @@ def test_published_rows_are_of_these_settings_and_their_rates_enclosed():
         tried = {
             on_grid(r["lr"]): math.inf if r["eval_loss"] is None else r["eval_loss"]
             for r in published["rows"]
-            if r["method"] == line["method"] and r["seed"] == SEARCH_SEED
+            if r["seed"] == SEARCH_SEED
+            and all(r[key] == line[key] for key in ("model", "method", "task", "rank"))
         }
         place = on_grid(line["lr"])
         assert tried[place] <= min(tried[place - 1], tried[place + 1]), line["method"]
@@ -129,8 +144,9 @@ def test_the_demos_runs_differ_in_nothing_but_the_method(tmp_path):
 
 
 def test_every_method_is_one_that_finetune_knows():
-    for name in METHODS:
-        validate(finetuning.config_of(Run(name, "trec", 8, 0, 1e-3)))
+    for model in finetuning.MODELS:
+        for name in METHODS:
+            validate(finetuning.config_of(Run(name, "trec", 8, 0, 1e-3, model)))
 
 
 def test_the_demos_table_and_picture(tmp_path):
