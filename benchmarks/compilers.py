@@ -5,10 +5,11 @@
     python -m benchmarks.compilers
 
 Compiles one update with its refresh for a small tree (stacked layers, a square matrix, a head, a
-norm) ahead of time, with the compiler of each chip and without the chip. Nothing is run; sizes are
-what the compiler counts. Each compiler has a process of its own, which writes
-docs/results/compilers.json after every row; a rerun adds what is missing or did not compile, for
-the compilers that are installed. One method alone: ``--word NAME``.
+norm) ahead of time, with the compiler of each chip and without the chip. Then a step without a
+refresh of some optimizers on one LLaMA-60M layer, and counts kernels in the compiled program.
+Nothing is run; sizes are what the compiler counts. Each compiler has a process of its own, which
+writes docs/results/compilers.json after every row; a rerun adds what is missing or did not compile,
+for the compilers that are installed. One method alone: ``--word NAME``.
 """
 
 import argparse
@@ -24,13 +25,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.compiled_program import count
 from benchmarks.fits import device_of
+from benchmarks.printed import print_rows
 from benchmarks.tpu_refresh import ENVIRONMENT
 
 RESULT = Path("docs/results/compilers.json")
 COMPILERS = {"cpu": "cpu", "v5e": "v5e:1x1", "h100": "h100", "rtx4090": "rtx4090"}
 SHAPES = {"mlp": (2, 256, 384), "attn": (256, 256), "head": (256, 300), "norm": (256,)}
 RANK = 16
+PLAIN_STEPS = ("adamw", "optax.contrib.galore", "galore", "fira")
+COUNTED = ("v5e", "rtx4090")
 
 Case = Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
 """Builds a function and abstract arguments for it."""
@@ -140,14 +145,61 @@ def compile_case(case: Case, device: Any) -> dict[str, Any]:
     return {"peak_bytes": kept + temp, "temp_bytes": temp, "s": time.perf_counter() - began}
 
 
+def plain_step(name: str, device: Any) -> dict[str, Any]:
+    """Kernels and bytes of a step without a refresh, beside the least bytes."""
+    import jax  # noqa: PLC0415
+
+    from benchmarks import first_step  # noqa: PLC0415
+    from benchmarks.update_step import set_count  # noqa: PLC0415
+
+    tx, params = first_step.CANDIDATES[name](), first_step.parameters(layers=1)
+    where = jax.sharding.SingleDeviceSharding(device)
+    grads, state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        (params, jax.eval_shape(tx.init, params)),
+    )
+
+    def step(grads: Any, state: Any, params: Any) -> Any:
+        # The count is a number, so that the compiler leaves the refresh out.
+        return tx.update(grads, set_count(state, 1), params)
+
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(grads, state, grads).compile()
+    counted = count(program.as_text() or "")
+    least = least_bytes(name)
+    return {
+        "kernels_per_matrix": counted.kernels / len(jax.tree.leaves(params)),
+        "moved_bytes": counted.bytes,
+        "least_bytes": least,
+        "over_the_least": counted.bytes / least,
+    }
+
+
+def least_bytes(name: str) -> int:
+    """What a plain step has to read and write.
+
+    A gradient and an update, ``2 a b`` numbers; moments there and back and a basis, of which Optax
+    has the long side's, ``4 r b + r a`` or ``4 r a + r b``; or Adam's, and weights that decay,
+    ``5 a b``.
+    """
+    import jax  # noqa: PLC0415
+
+    from benchmarks import first_step  # noqa: PLC0415
+
+    numbers = 0
+    for x in jax.tree.leaves(first_step.parameters(layers=1)):
+        short, long = sorted(x.shape)
+        basis, moments = (long, short) if name == "optax.contrib.galore" else (short, long)
+        low_rank = first_step.RANK * (basis + 4 * moments)
+        numbers += 2 * short * long + (5 * short * long if name == "adamw" else low_rank)
+    return 4 * numbers
+
+
 def compile_all(compiler: str, word: str, output: Path) -> None:
     """Compiles what is missing for one compiler and has ``word`` in its kind or name."""
     import jax  # noqa: PLC0415
 
-    from experiments.files import write_atomically  # noqa: PLC0415
-
     device = jax.devices("cpu")[0] if compiler == "cpu" else device_of(COMPILERS[compiler])[0]
-    rows = read(output)
+    rows, steps = read(output), read_steps(output)
     for (kind, name), case in cases().items():
         row = rows.get((kind, name), {"kind": kind, "name": name})
         if row.get(compiler) or word not in f"{kind} {name}":
@@ -160,15 +212,36 @@ def compile_all(compiler: str, word: str, output: Path) -> None:
             found = {"": False}
         row |= {f"{compiler}_{key}".rstrip("_"): value for key, value in found.items()}
         rows[kind, name] = row
-        output.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"shapes": SHAPES, "rank": RANK, "rows": list(rows.values())}, indent=1)
-        write_atomically(output, text + "\n")
+        write(output, rows, steps)
+    for name in PLAIN_STEPS if compiler in COUNTED else ():
+        if (compiler, name) not in steps and word in f"plain step {name}":
+            print(f"{compiler}: plain step {name} ...", file=sys.stderr, flush=True)
+            row = {"topology": COMPILERS[compiler], "optimizer": name}
+            steps[compiler, name] = row | plain_step(name, device)
+            write(output, rows, steps)
+
+
+def write(output: Path, rows: dict[Any, Any], steps: dict[Any, Any]) -> None:
+    """Everything so far."""
+    from experiments.files import write_atomically  # noqa: PLC0415
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    results = {"shapes": SHAPES, "rank": RANK, "rows": list(rows.values())}
+    results |= {"plain_steps": list(steps.values())}
+    write_atomically(output, json.dumps(results, indent=1) + "\n")
 
 
 def read(output: Path = RESULT) -> dict[tuple[str, str], dict[str, Any]]:
     """The rows so far, by kind and name."""
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     return {(row["kind"], row["name"]): row for row in rows}
+
+
+def read_steps(output: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The plain steps so far, by compiler and optimizer."""
+    rows = json.loads(output.read_text()).get("plain_steps", []) if output.exists() else []
+    compilers = {topology: name for name, topology in COMPILERS.items()}
+    return {(compilers[row["topology"]], row["optimizer"]): row for row in rows}
 
 
 def main() -> None:
@@ -192,6 +265,8 @@ def main() -> None:
         seconds = [f"{row[f'{c}_s']:.1f}" if row.get(c) else "-" for c in COMPILERS]
         table.add_row(row["kind"], row["name"], *seconds)
     Console().print(table)
+    if steps := read_steps(args.output):
+        print_rows(list(steps.values()))
 
 
 if __name__ == "__main__":

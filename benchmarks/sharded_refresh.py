@@ -25,6 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.compiled_program import array_bytes
 from experiments.files import write_atomically
 
 RESULT = Path("docs/results/sharded_refresh.json")
@@ -51,7 +52,6 @@ ENVIRONMENT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",
 }
-BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "f16": 2}
 COLLECTIVE = re.compile(
     r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)"
     r"(?:-start)?\(.*"
@@ -64,10 +64,7 @@ def collectives(program: str) -> list[tuple[str, int]]:
     for line in program.splitlines():
         if match := COLLECTIVE.search(line):
             arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            sizes = [
-                BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n)
-                for dtype, shape in arrays
-            ]
+            sizes = [array_bytes(*array) for array in arrays]
             # An asynchronous gather's result names its operand too.
             found.append((match[2], max(sizes) if "-start(" in line else sum(sizes)))
     return found
