@@ -55,12 +55,12 @@ def evidence_block(evidence: dict[str, Any], raw: str, site: str) -> str:
     read = run["steps"] * run["batch_size"] * run["seq_len"]
     return (
         f"{table}\n\n"
-        f"A LLaMA of {weights / 1e6:.1f} million weights reads {read:,} bytes of real text on a CPU: the same\n"
-        "first weights and the same order for all, each at its own best learning rate, ± the standard\n"
-        "deviation over seeds. The larger the rank, the less the subspace misses, and the closer GaLore\n"
-        "and Fira come. Small models, short runs;\n"
-        f"[all methods, more sizes, and the tests of these differences]({site}results/reproduce.html).\n"
-        "Four of them in some minutes on your machine, one seed, by `make demo`\n"
+        f"A LLaMA of {weights / 1e6:.1f} million weights reads {read:,} bytes of real text\n"
+        "on a CPU: the same first weights and order for all, each at its own best learning rate,\n"
+        "± the standard deviation over seeds. At the larger rank the subspace misses less, and\n"
+        "GaLore comes closer to Fira. Small models, short runs: [all methods, more sizes, and\n"
+        f"tests of these differences]({site}results/reproduce.html).\n"
+        "`make demo` trains four of them on your machine, with one seed, in some minutes\n"
         f"([what it shows]({site}results/demo.html)):\n\n"
         f"![Validation loss and optimizer state]({raw}/docs/images/demo.png)\n"
     )
