@@ -136,6 +136,7 @@ Now, in this order:
   2. fira_jax/methods/{name}.py: the pieces, the docstring
   3. docs/figures/gallery_methods.py: state and one line, then
      python docs/figures/gallery.py {name}
+     docs/guides/choosing.md: its name, beside the trouble that it helps with
   4. python -m benchmarks.eight_devices {name}
      python -m benchmarks.compilers --compilers cpu --word {name}
      (rows of accelerators are added where their compilers are installed)

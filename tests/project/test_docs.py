@@ -128,6 +128,17 @@ def test_the_evidence_gets_into_the_readme_and_nothing_else_changes():
         assert marks.split(changed)[outside] == marks.split(text)[outside]
 
 
+def test_what_is_the_same_in_every_row_is_told_once():
+    told_once = import_file(ROOT / "docs" / "_ext" / "tables.py").told_once
+    body = [["a", "1", "x"], ["b", "1", "y"], ["c", "1", "x"]]
+    assert told_once(["name", "seeds", "kind"], body) == (
+        (["name", "kind"], [["a", "x"], ["b", "y"], ["c", "x"]]),
+        ["seeds 1"],
+    )
+    assert told_once(["name", "seeds"], [["a", "1"], ["b", "1"]])[1] == []
+    assert told_once(["name"], []) == ((["name"], []), [])
+
+
 def import_file(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)

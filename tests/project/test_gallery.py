@@ -42,6 +42,12 @@ def test_every_method_is_shown_and_can_be_trained_with():
     assert METHODS.keys() <= OPTIMIZERS.keys()
 
 
+def test_how_to_choose_names_every_method():
+    page = (ROOT / "docs" / "guides" / "choosing.md").read_text()
+    names = {method.function or name for name, method in METHODS.items()} - {"adamw"}
+    assert not [name for name in sorted(names) if f"`{name}`" not in page]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_state_formula(name):
     method = METHODS[name]
