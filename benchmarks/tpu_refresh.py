@@ -99,7 +99,7 @@ def compile_program(program: Program, limit_kib: int | None) -> dict[str, Any]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), arguments
     )
     lowered = jax.jit(function).lower(*there)
-    options = {"xla_tpu_scoped_vmem_limit_kib": limit_kib} if limit_kib else None
+    options: Any = {"xla_tpu_scoped_vmem_limit_kib": limit_kib} if limit_kib else None
     began = time.process_time()
     compiled = lowered.compile(compiler_options=options)
     seconds = time.process_time() - began

@@ -134,7 +134,7 @@ class Step(NamedTuple):
     The state is given up to the next one: use it before.
     """
 
-    count: int
+    number: int
     state: TrainState
     loss: float
     seconds: float

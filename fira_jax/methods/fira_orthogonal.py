@@ -116,6 +116,6 @@ def fira_orthogonal(
         low_rank_project(low_rank),
         adam,
         fira_residual_scale(),
-        project_back(lambda x: consistent_rms * direction(x)),
+        project_back(lambda x: direction(x) * consistent_rms),
         *descent(learning_rate, weight_decay, mask),
     )
