@@ -72,6 +72,6 @@ def test_picture_is_drawn(results, tmp_path):
 
 def test_table_shows_every_number(results):
     columns = demo.table(results).columns
-    assert list(columns[0].cells) == ["AdamW", "GaLore", "Fira", "Fira, tracked"]
+    assert list(columns[0].cells) == ["AdamW", "GaLore", "Fira", "Fira, orthogonalized"]
     assert list(columns[3].cells)[1] == "4.00 MB (50%)"
     assert set(columns[5].cells) == {"4,321"}
