@@ -5,6 +5,7 @@ python docs/figures/fits.py     # docs/results/fits.json -> docs/images/fits.png
 
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 DOCS = Path(__file__).parents[1]
+sys.path.insert(0, str(DOCS / "_ext"))
+
+from tables import NAMES  # noqa: E402
+
 RESULTS, PICTURE = DOCS / "results" / "fits.json", DOCS / "images" / "fits.png"
 # Colours that people with any kind of colour vision can tell apart (Okabe and Ito).
 PARTS = {"weights": "#0072B2", "optimizer state": "#E69F00", "gradients, activations": "#BBBBBB"}
-METHODS = {"fira": "Fira", "galore": "GaLore", "apollo_mini": "APOLLO-Mini", "adamw": "AdamW"}
 
 
 def label(row: dict[str, Any]) -> str:
@@ -25,9 +29,8 @@ def label(row: dict[str, Any]) -> str:
     weights = ", int8 weights" if row["weights"] == "int8" else ""
     step = ", ordinary step" if row["step"] == "ordinary" else ""
     model = row["model"].replace("llama_", "LLaMA-").upper().replace("LLAMA", "LLaMA")
-    return (
-        f"{model}, {METHODS[row['method']]}{rank}{weights}, {row['tokens_per_step']:,} tokens{step}"
-    )
+    method = NAMES["method"][row["method"]]
+    return f"{model}, {method}{rank}{weights}, {row['tokens_per_step']:,} tokens{step}"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -39,7 +42,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes = figure.add_subplot()
     place, ticks = 0.0, []
     for chip in chips:
-        axes.text(0.2, place - 0.15, chip[0]["topology"], weight="bold", va="center")
+        name = NAMES["topology"][chip[0]["topology"]]
+        axes.text(0.2, place - 0.15, name, weight="bold", va="center")
         memory, begin = chip[0]["memory_gib"], place + 0.5
         for row in chip:
             place += 1

@@ -64,6 +64,7 @@ def browser():
 def opened(browser, url, width):
     """The page, all of it drawn, and what the console and the network complained about."""
     context = browser.new_context(viewport={"width": width, "height": WIDTHS[width]})
+    context.set_default_timeout(120_000)  # of a machine that does much else
     page, complaints = context.new_page(), []
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
