@@ -19,7 +19,7 @@ HELP = """Fine-tune a LLaMA or an encoder on examples or a task, with any optimi
   python -m experiments.finetune --task mine.jsonl --adapter none --optimizer fira --lr 1e-5
   python -m experiments.finetune --model ~/llama-7b --task chats/ --dtype bfloat16 \\
       --adapter none --optimizer fira --layerwise --rank 32                 # a 7B on one small GPU
-  python -m experiments.finetune --model minilm --task sst2                 # an encoder, a minute
+  python -m experiments.finetune --model minilm --task sst2                 # an encoder: faster
   python -m experiments.finetune ... --memory                               # will it fit? then stop
 
 Tasks by name: boolq piqa siqa hellaswag winogrande arc_easy arc_challenge obqa, commonsense (those
