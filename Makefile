@@ -31,7 +31,7 @@ HEART := $(addprefix tests/,refresh methods/test_golden.py cost/test_state_owner
 
 # What the ends of the declared ranges have to pass: every public function, without `experiments`.
 ENDS := $(addprefix tests/,basis contracts cost layer_by_layer methods precision refresh \
-	transforms project/test_deprecation.py test_jax_internals.py)
+	transforms project/test_deprecation.py)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
