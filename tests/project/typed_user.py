@@ -46,6 +46,7 @@ of_choices: list[optax.GradientTransformationExtraArgs] = [
     fira_jax.fira(1e-3, gamma=None, form="paper", granularity="matrix", nu_dtype=a_dtype),
     fira_jax.fira(1e-3, refresh=refresh.Lazy(), basis_dtype=jnp.bfloat16, seed=3),
     fira_jax.fira_tracked(1e-3, rank=4, update_proj_gap=10),
+    fira_jax.fira_orthogonal(1e-3, rank=4, ns_steps=3),
     fira_jax.galore(1e-3, rank=4, basis="svd", moments="carry", bias_correction=False),
     fira_jax.galore2(1e-3, rank=4, basis=basis.Randomized(oversample=4)),
     fira_jax.q_galore(1e-3, rank=4, rounding="nearest", min_size=None),
