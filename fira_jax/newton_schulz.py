@@ -18,11 +18,12 @@ def quintic(x: jax.Array, rounds: int) -> jax.Array:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     norm = root(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
-    x = x / jnp.where(norm > 0, norm, 1)
-    for _ in range(rounds):
+
+    def step(_: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+        return a * x + (b * gram + c * gram @ gram) @ x
+
+    return jax.lax.fori_loop(0, rounds, step, x / jnp.where(norm > 0, norm, 1))
 
 
 def coupled(

@@ -46,6 +46,7 @@ def _on_weights(optimizer: str) -> dict[str, Any]:
 METHODS: dict[str, dict[str, Any]] = {
     "adamw": _on_weights("adamw"),
     "fira": _on_weights("fira"),
+    "fira_orthogonal": _on_weights("fira_orthogonal"),
     "galore": _on_weights("galore"),
     "apollo": _on_weights("apollo"),
     "gradnormlorp": _on_weights("gradnormlorp"),

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 from support import normal, with_spectrum
 
 import fira_jax
 from fira_jax.basis.oja import Oja, polar
+from fira_jax.jax_internals import inner_programs
 
 A, B, RANK = 48, 80, 12
 FACTORIZATIONS = {
@@ -43,7 +43,7 @@ def share(basis, grad):
 def primitives(jaxpr):
     for equation in jaxpr.eqns:
         yield equation.primitive.name
-        for inner in jaxprs_in_params(equation.params):
+        for inner in inner_programs(equation):
             yield from primitives(inner)
 
 

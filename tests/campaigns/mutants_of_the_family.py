@@ -411,6 +411,16 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("a step without its last term", "+ c * gram @ gram", ""),
     ],
+    ("transforms/normalize.py", "methods/test_fira_orthogonal.py"): [
+        ("size by the shorter side", "max(x.shape[-2:]) ** 0.5", "min(x.shape[-2:]) ** 0.5"),
+    ],
+    ("transforms/project.py", "methods/test_fira_orthogonal.py"): [
+        ("the update leaves as it is", "if normalize is not None:", "if False:"),
+    ],
+    ("methods/fira_orthogonal.py", "methods/test_fira_orthogonal.py"): [
+        ("no residual", "        fira_residual_scale(),\n", ""),
+        ("another size", "direction(x) * consistent_rms", "direction(x)"),
+    ],
     ("transforms/orthogonalization.py", "transforms/test_orthogonalization.py"): [
         ("size by the shorter side", "0.2 * max(m, n) ** 0.5", "0.2 * min(m, n) ** 0.5"),
         ("derivative of another product", "inside - inside.mT", "inside + inside.mT"),

@@ -266,12 +266,11 @@ def test_what_computes_with_the_inside_of_a_node_is_told_where_it_belongs(takes_
 )
 @pytest.mark.parametrize("place", [1, 2])
 def test_what_compares_the_tree_with_its_states_is_told_too(with_a_state, place):
-    """The error is JAX's; the name it prints for a node says where such a thing belongs.
-
-    Newer versions of JAX say beside which parameter, too.
-    """
+    """The error is JAX's; the name it prints for a node says where such a thing belongs."""
     tx, params = walk_with(with_a_state, place)
-    with pytest.raises(ValueError, match=r"still in its subspace.*behind it.*in_subspace"):
+    names_the_parameter = jax.__version_info__ >= (0, 10)  # as 0.8 does not
+    where = r"'w'(.|\n)*" if names_the_parameter else ""
+    with pytest.raises(ValueError, match=where + r"still in its subspace.*behind it.*in_subspace"):
         tx.update(params, tx.init(params), params)
 
 

@@ -1,6 +1,7 @@
 """What a model's tree may look like, and what becomes of the optimizer's state."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax
@@ -163,7 +164,7 @@ def test_scan_with_donated_state():
     grads = make_grads(params)
     tx = fira_jax.fira(RATE, **SETTINGS)
 
-    @jax.jit(donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
     def run(params, state, grads):
         def step(carry, grad):
             params, state = carry
