@@ -5,15 +5,16 @@
     python -m benchmarks.tpu_refresh --weights "llama_1b, 2 layers" --optimizers adamw oja
 
 Compiles ahead of time for a v5e chip. Seconds are the processor's, all threads together, so that
-other work on the machine hardly counts; the size of the code, memory beyond inputs and outputs, and
-FLOPs, which count the body of a loop once, are the compiler's. No time on a TPU is measured or
-claimed. Each row is written to docs/results/tpu_refresh.json as it comes; a rerun adds what is
-missing.
+other work on the machine hardly counts. The size of the code, memory beyond inputs and outputs,
+FLOPs and the cycles of all kernels are the compiler's estimates, the last two with the body of a
+loop once; no time on a TPU is measured or claimed. Each row is written to
+docs/results/tpu_refresh.json as it comes; a rerun adds what is missing.
 """
 
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,7 @@ OPTIMIZERS = {  # and the basis of Fira: its class and arguments
 }
 PRODUCTS = ("[2048, 2048] by [2048, 512]", "[512, 512] by [512, 512]", "y (y^T y), y [2048, 512]")
 PRECISIONS = ("default", "high", "highest")  # one, three and six passes in bfloat16
+CYCLES = r'"estimated_cycles":"(\d+)"'
 Program = tuple[Any, tuple[Any, ...]]
 """A function and abstract arguments."""
 
@@ -110,6 +112,7 @@ def compile_program(program: Program, limit_kib: int | None) -> dict[str, Any]:
         "code_mib": round(sizes.generated_code_size_in_bytes / 2**20, 2),
         "temp_mib": round(sizes.temp_size_in_bytes / 2**20, 1),
         "gflop": (compiled.cost_analysis() or {}).get("flops", float("nan")) / 1e9,
+        "mcycles": sum(map(int, re.findall(CYCLES, compiled.as_text() or ""))) / 1e6,
     }
 
 

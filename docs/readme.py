@@ -16,7 +16,7 @@ TITLES = {
     "adamw": "AdamW",
     "galore": "GaLore",
     "fira": "Fira",
-    "fira_tracked_gap10": "Fira, tracked",
+    "fira_tracked": "Fira, tracked",
     "fira_orthogonal": "Fira, orthogonalized",
 }
 HEADINGS = ("optimizer", "rank", "validation perplexity", "seeds", "optimizer state")

@@ -81,9 +81,10 @@ class Evidence(SphinxDirective):
         rows = [row for table in (at(path, "tables") or {}).values() for row in table]
         wanted = [f"method={self.arguments[0]}", "size=1m", "at_rank=16"]
         for row in selected(rows, wanted, [])[:1]:
+            spread = f" ± {row['spread']:.3f}" if row["spread"] is not None else ""
+            seeds = f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}"
             text = (
-                f"Loss {row['eval_loss']:.3f} ± {row['spread']:.3f} over {row['seeds']} seeds, "
-                f"{row['ms_per_step']:.0f} ms a step"
+                f"Loss {row['eval_loss']:.3f}{spread}, {seeds}, {row['ms_per_step']:.0f} ms a step"
             )
             return [nodes.paragraph(text=text)]
         return []

@@ -123,7 +123,7 @@ def cards(results: dict[str, dict[str, Any]]) -> str:
                     f"[`{method.name}`]({source}): {method.moves}",
                     f"State {state}, that is {megabytes} for {LARGE[0]} × {LARGE[1]} at rank "
                     f"{LARGE_RANK}; {shares[method.name]} within the leading directions",
-                    f"```{{evidence}} {method.evidence or method.name}\n```",
+                    f"```{{evidence}} {method.name}\n```",
                 ],
             )
         )

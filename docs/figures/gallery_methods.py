@@ -23,7 +23,6 @@ class Method:
         options: Arguments beside learning rate and rank.
         oriented: Whether a is the input side, whichever is longer.
         function: As in ``fira_jax``, if it has another name there.
-        evidence: As in ``docs/results/reproduce.json``, if it has another name there.
         build: What makes it, if it is not a function of ``fira_jax``.
     """
 
@@ -35,7 +34,6 @@ class Method:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     oriented: bool = False
     function: str | None = None
-    evidence: str | None = None
     build: Callable[..., Any] | None = None
 
     def transformation(self, rank: int) -> optax.GradientTransformation:
@@ -56,8 +54,7 @@ METHODS = [
     Method("fira", "Fira", "2410.01623", "ar + 2br + 1",
            "Adam in the subspace; the rest, column by column, scaled as Adam scaled the subspace"),
     Method("fira_tracked", "tracked Fira", "../results/reproduce.md", "ar + 2br + 1",
-           "as Fira, in a subspace that follows by power iteration, with moments that turn along",
-           evidence="fira_tracked_gap10"),
+           "as Fira, in a subspace that follows by power iteration, with moments that turn along"),
     Method("fira_orthogonal", "orthogonalized Fira", "../guides/fira_orthogonal.md", "ar + 2br",
            "all of it: tracked Fira's update, then all of its directions at one size"),
     Method("galore", "GaLore", "2403.03507", "ar + 2br",

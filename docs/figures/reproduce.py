@@ -32,7 +32,7 @@ SHOWN = {
     "adamw": ("AdamW", STYLE["AdamW"][0]),
     "galore": ("GaLore", STYLE["GaLore"][0]),
     "fira": ("Fira", STYLE["Fira"][0]),
-    "fira_tracked_gap10": ("Fira, tracked", STYLE["Fira, tracked"][0]),
+    "fira_tracked": ("Fira, tracked", STYLE["Fira, tracked"][0]),
     "fira_orthogonal": ("Fira, orthogonalized", STYLE["Fira, orthogonalized"][0]),
     "fira_4bit_rank_x4_tracked_gap10": ("Fira, tracked, 4 bits, rank × 4", "#CC79A7"),
 }
@@ -71,7 +71,7 @@ def draw(results: dict[str, Any], step_times: list[dict[str, Any]]) -> None:
     """Writes the pictures: curves of the headline, and the front where most methods are."""
     rcParams["font.size"] = 9
     lines = lines_of(results)
-    compared = {"adamw", "galore", "fira", "fira_tracked_gap10"}
+    compared = {"adamw", "galore", "fira", "fira_tracked"}
     headline = [
         place
         for place in sorted(places(lines))
@@ -86,10 +86,7 @@ def draw(results: dict[str, Any], step_times: list[dict[str, Any]]) -> None:
     figure.savefig(CURVES, facecolor="white")
 
     seconds = {
-        (
-            row["size"],
-            "fira_tracked_gap10" if row["method"] == "fira_tracked" else row["method"],
-        ): row["ms_per_step"] / 1e3
+        (row["size"], row["method"]): row["ms_per_step"] / 1e3
         for row in step_times
         if row["batch_size"] == results["settings"]["sizes"][row["size"]]["batch_size"]
     }

@@ -1,13 +1,13 @@
 """Measurements along a run: each made once, the file written after each."""
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.files import console, write_atomically
+from experiments.files import console
+from experiments.reproduce import results_file
 from experiments.reproduce.settings import settings
 
 Rows = list[dict[str, Any]]
@@ -17,24 +17,21 @@ def fill(output: Path, keys: Iterable[dict[str, Any]], measure: Callable[..., Ro
     """Calls ``measure(**key)`` for every key that no row of the file has yet.
 
     Args:
-      output: a JSON file of ``settings`` and ``rows``; rows of other settings are dropped.
+      output: a JSON file of ``settings`` and ``rows``.
       keys: what tells one measurement from another.
       measure: gives rows, each with the fields of its key.
+
+    Raises:
+      ValueError: the file holds rows of other settings.
     """
-    rows: Rows = []
-    if output.exists():
-        before = json.loads(output.read_text())
-        rows = before["rows"] if before["settings"] == settings() else []
+    rows = results_file.read(output, settings())
     for key in keys:
-        if any(key.items() <= _plain(row).items() for row in rows):
+        if any(key.items() <= row.items() for row in rows):
             continue
         began = time.monotonic()
         rows += measure(**key)
         console.print(f"{key} in {time.monotonic() - began:.0f} s")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            output, json.dumps({"settings": settings(), "rows": rows}, indent=1) + "\n"
-        )
+        results_file.write(output, rows, settings=settings())
 
 
 def every(**choices: Iterable[Any]) -> Iterable[dict[str, Any]]:
@@ -46,7 +43,3 @@ def every(**choices: Iterable[Any]) -> Iterable[dict[str, Any]]:
     """
     for values in itertools.product(*choices.values()):
         yield dict(zip(choices, values, strict=True))
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if not isinstance(value, list | dict)}

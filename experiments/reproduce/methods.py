@@ -166,7 +166,6 @@ METHODS: dict[str, Make] = {
     "muon": muon,
     "optax_galore": optax_galore,
     # What the search for a better default tries.
-    "fira_tracked_gap10": fira(gap=10, basis=TRACKED, moments="carry"),
     "fira_tracked_gap20": fira(gap=20, basis=TRACKED, moments="carry"),
     "fira_tracked_gap5": fira(gap=5, basis=TRACKED, moments="carry"),
     "fira_tracked_gap10_kept": fira(gap=10, basis=TRACKED),

@@ -1,13 +1,11 @@
 """The file that holds every finished run and the tables made of them; written after each run."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.files import write_atomically
-from experiments.reproduce import ablations, better, claims, pretraining
+from experiments.reproduce import ablations, better, claims, pretraining, results_file
 from experiments.reproduce.run import Run
 from experiments.reproduce.settings import settings
 from experiments.reproduce.statistics import searches, summary
@@ -63,12 +61,9 @@ class Store:
     def __init__(self, path: Path, book: Book = PRETRAINING):
         self.path, self.book = path, book
         self.rows: dict[Any, dict[str, Any]] = {}
-        if path.exists():
-            before = json.loads(path.read_text())
-            if book.settings() | before["settings"] != book.settings():  # it may lack new ones
-                raise ValueError(f"{path} holds runs of other settings: choose another --output")
-            runs = [(book.run_of(row), row) for row in before["rows"]]
-            self.rows = {run: dataclasses.asdict(run) | row for run, row in runs}
+        for row in results_file.read(path, book.settings()):
+            run = book.run_of(row)
+            self.rows[run] = dataclasses.asdict(run) | row
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row and writes the file."""
@@ -76,10 +71,7 @@ class Store:
         self.write()
 
     def write(self) -> None:
-        """Writes the file: settings, tables, and a row a line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes the file: settings, tables, and rows."""
         rows = [self.rows[run] for run in sorted(self.rows)]
-        parts = {"settings": self.book.settings(), **self.book.tables_of(rows)}
-        lines = [f'"{name}": {json.dumps(part, indent=1)}' for name, part in parts.items()]
-        lines.append('"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
-        write_atomically(self.path, "{" + ",\n".join(lines) + "}\n")
+        settings, tables = self.book.settings(), self.book.tables_of(rows)
+        results_file.write(self.path, rows, settings=settings, **tables)

@@ -26,10 +26,34 @@ def test_what_is_measured_is_kept_and_not_measured_again(tmp_path):
     assert asked == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
     assert len(json.loads(output.read_text())["rows"]) == 8
 
-    other = json.loads(output.read_text()) | {"settings": settings() | {"tokenizer": "words"}}
-    output.write_text(json.dumps(other))
-    fill(output, every(size=["c"], seed=[0]), measure)
-    assert [row["size"] for row in json.loads(output.read_text())["rows"]] == ["c", "c"]
+
+def with_settings(output, change):
+    found = settings()
+    change(found)
+    output.write_text(json.dumps({"settings": found, "rows": [{"size": "a", "seed": 0}]}))
+
+
+def test_rows_outlive_new_settings_but_not_other_ones(tmp_path):
+    output = tmp_path / "found.json"
+
+    def measure(size, seed):
+        return [{"size": size, "seed": seed}]
+
+    with_settings(output, lambda found: found["sizes"].pop("25m"))
+    fill(output, every(size=["a"], seed=range(2)), measure)
+    kept = json.loads(output.read_text())
+    assert kept == {"settings": settings(), "rows": measure("a", 0) + measure("a", 1)}
+
+    for change in (
+        lambda found: found.update(tokenizer="words"),
+        lambda found: found["sizes"]["1m"].update(steps=1),
+        lambda found: found["sizes"].update(gone={}),
+    ):
+        with_settings(output, change)
+        before = output.read_text()
+        with pytest.raises(ValueError, match=r"found\.json holds runs of other settings"):
+            fill(output, every(size=["a"], seed=range(2)), measure)
+        assert output.read_text() == before
 
 
 def test_spectra_of_known_matrices():

@@ -12,9 +12,8 @@ from experiments.encoder import huggingface
 from experiments.llama.adapt import adapt, freeze_rest, merge_adapters
 from experiments.text.examples import choice
 from experiments.text.label_batches import EncoderTokenizer, LabelRows, labels_of
-from experiments.training import finetune_config, finetuning
-from experiments.training.metrics import read_metrics
 from experiments.training.step import split
+from tests.experiments.finetuned import run, run_stopped_and_continued
 from tests.experiments.tiny_checkpoint import write_labels
 from tests.experiments.tiny_encoder import CONFIG, write_encoder
 
@@ -32,10 +31,6 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(inputs):
     return Path(inputs[0].removeprefix("--model="))
-
-
-def run(inputs, *flags):
-    return finetuning.run(finetune_config.parse([*inputs, *flags]))
 
 
 def trained_names(model):
@@ -96,13 +91,8 @@ WAYS = {
 @pytest.mark.parametrize("flags", WAYS.values(), ids=WAYS)
 def test_learns_continues_exactly_and_its_export_is_the_model(inputs, tmp_path, flags):
     flags = (*flags, "--steps=30", "--checkpoint-every=10", "--rank=4")
-    whole = run(inputs, *flags, f"--output-dir={tmp_path / 'whole'}")
+    whole = run_stopped_and_continued(inputs, flags, tmp_path, stop_after=14)
     assert whole["accuracy"] == 1
-    parts = (*flags, f"--output-dir={tmp_path / 'parts'}")
-    assert run(inputs, *parts, "--stop-after=14") == {}
-    assert run(inputs, *parts)["eval_loss"] == whole["eval_loss"]
-    a, b = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
-    assert [r["train_loss"] for r in a] == [r["train_loss"] for r in b]
     # The export is a checkpoint like any other, with a classifier that knows its labels.
     exported = tmp_path / "whole" / "model"
     assert json.loads((exported / "config.json").read_text())["id2label"] == {

@@ -13,6 +13,7 @@ from experiments.text.tasks import load_task
 from experiments.training import finetune_config, finetuning
 from experiments.training.metrics import read_metrics
 from experiments.training.subjects import subject_of
+from tests.experiments.finetuned import run, run_stopped_and_continued
 from tests.experiments.tiny_checkpoint import write_checkpoint, write_labels
 from tests.experiments.tiny_encoder import write_encoder
 
@@ -25,10 +26,6 @@ def inputs(tmp_path_factory):
     return [f"--model={checkpoint}", f"--task={labels}", "--batch-size=8", "--eval-every=10"]
 
 
-def run(inputs, *flags):
-    return finetuning.run(finetune_config.parse([*inputs, *flags]))
-
-
 WAYS = {
     "LoRA": ("--lr=2e-2", "--alpha=32"),
     "layerwise": ("--adapter=none", "--optimizer=fira", "--lr=1e-2", "--layerwise"),
@@ -38,19 +35,14 @@ WAYS = {
 @pytest.mark.parametrize("flags", WAYS.values(), ids=WAYS)
 def test_learns_and_continues_exactly(inputs, tmp_path, flags):
     flags = (*flags, "--steps=60", "--checkpoint-every=20", "--eval-every=30")
-    whole = run(inputs, *flags, f"--output-dir={tmp_path / 'whole'}")
-    assert whole["accuracy"] == 1
-    parts = (*flags, f"--output-dir={tmp_path / 'parts'}")
-    assert run(inputs, *parts, "--stop-after=31") == {}
-    in_parts = run(inputs, *parts)
-    a, b = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
-    assert [r["train_loss"] for r in a] == [r["train_loss"] for r in b]
-    assert a[-1]["train_loss"] < 0.6 * a[0]["train_loss"]
-    assert whole["eval_loss"] == in_parts["eval_loss"]
+    assert run_stopped_and_continued(inputs, flags, tmp_path, stop_after=31)["accuracy"] == 1
+    first, *_, last = read_metrics(tmp_path / "parts" / "metrics.jsonl")
+    assert last["train_loss"] < 0.6 * first["train_loss"]
     models = [huggingface.load(tmp_path / name / "model") for name in ("whole", "parts")]
     for x, y in zip(*map(jax.tree.leaves, models), strict=True):
         np.testing.assert_array_equal(x, y)
-    assert run(inputs, *parts) == json.loads((tmp_path / "parts" / "summary.json").read_text())
+    finished = json.loads((tmp_path / "parts" / "summary.json").read_text())
+    assert run(inputs, *flags, f"--output-dir={tmp_path / 'parts'}") == finished
 
 
 def test_packed_rows_and_generation(inputs, tmp_path):
@@ -90,20 +82,14 @@ def test_every_adapter_starts_where_the_model_was_learns_and_resumes(
     inputs, untouched, tmp_path, adapter
 ):
     flags = (f"--adapter={adapter}", "--lr=1e-2", "--steps=12", "--rank=4", *ADAPTERS[adapter])
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    summary = run(inputs, *flags, f"--output-dir={whole}")
-    run(inputs, *flags, f"--output-dir={parts}", "--stop-after=7")
-    assert run(inputs, *flags, f"--output-dir={parts}")["eval_loss"] == summary["eval_loss"]
-    first, *_, last = log = read_metrics(whole / "metrics.jsonl")
-    assert [r["train_loss"] for r in log] == [
-        r["train_loss"] for r in read_metrics(parts / "metrics.jsonl")
-    ]
+    summary = run_stopped_and_continued(inputs, flags, tmp_path, stop_after=7)
+    first, *_, last = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     if adapter != "maestro":  # which trains with some of its directions
         np.testing.assert_allclose(first["train_loss"], untouched, rtol=2e-3)
     assert last["train_loss"] < 0.9 * first["train_loss"]
     # What was merged does what was trained.
     merged = run(
-        [f"--model={whole / 'model'}", *inputs[1:]], "--lr=0", "--steps=1",
+        [f"--model={tmp_path / 'whole' / 'model'}", *inputs[1:]], "--lr=0", "--steps=1",
         f"--output-dir={tmp_path / 'merged'}",
     )  # fmt: skip
     np.testing.assert_allclose(merged["eval_loss"], summary["eval_loss"], rtol=1e-4)
