@@ -164,9 +164,14 @@ def unbox(tree: Any) -> Any:
     """
 
     def boxed(x: Any) -> bool:
-        return hasattr(x, "get_value") and hasattr(x, "get_metadata")
+        return hasattr(x, "get_metadata") and hasattr(x, "set_metadata")
 
-    return jax.tree.map(lambda x: x.get_value() if boxed(x) else x, tree, is_leaf=boxed)
+    def value(x: Any) -> Any:
+        if not boxed(x):
+            return x
+        return x.get_value() if hasattr(x, "get_value") else x.value  # as Flax 0.12.0 has it
+
+    return jax.tree.map(value, tree, is_leaf=boxed)
 
 
 def path_name(path: Sequence[Any]) -> str:

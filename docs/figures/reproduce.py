@@ -83,6 +83,7 @@ def draw(results: dict[str, Any], step_times: list[dict[str, Any]]) -> None:
         thousand_tokens = batch["batch_size"] * batch["seq_len"] / 1e3
         curves(axes, results, at(lines, size, rank), dict.fromkeys(SHOWN, thousand_tokens))
         axes.set_xlabel("thousand tokens")
+    name_colours(figure, panels)
     figure.savefig(CURVES, facecolor="white")
 
     seconds = {
@@ -96,12 +97,14 @@ def draw(results: dict[str, Any], step_times: list[dict[str, Any]]) -> None:
         own = {method: x for (of, method), x in seconds.items() if of == size}
         curves(axes, results, at(lines, size, rank), own)
         axes.set_xlabel("seconds of one core")
+    name_colours(figure, panels)
     figure.savefig(TIMES, facecolor="white")
 
     size, rank = places(lines)[0]
-    figure = Figure(figsize=(8.4, 5.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(4.8, 6.4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    front(axes, at(lines, size, rank))
+    published = {line["method"] for line in results["tables"]["pretraining"]}
+    front(axes, at(lines, size, rank), published)
     axes.set_title(f"LLaMA {size}, rank {rank} where there is one", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(FRONT, facecolor="white")
@@ -110,7 +113,7 @@ def draw(results: dict[str, Any], step_times: list[dict[str, Any]]) -> None:
 def grid(shown: list[tuple[str, int]]) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each size and rank, two in a row."""
     rows = -(-len(shown) // 2)
-    figure = Figure(figsize=(8.4, 3.4 * rows), dpi=150, layout="constrained")
+    figure = Figure(figsize=(6.0, 3.0 * rows), dpi=150, layout="constrained")
     panels = list(figure.subplots(rows, 2, squeeze=False).ravel())
     for axes, (size, rank) in zip(panels, shown, strict=False):
         axes.set_title(f"LLaMA {size}, rank {rank}")
@@ -134,23 +137,33 @@ def curves(
         spent = [of_a_step[method] * min(20 * (i + 2), steps) for i in range(len(losses))]
         axes.plot(spent, losses, color=colour, label=label)
     axes.set_ylabel("training loss, nats a byte")
-    axes.legend(frameon=False, fontsize=7)
 
 
-def front(axes: Axes, here: list[dict[str, Any]]) -> None:
+def name_colours(figure: Figure, panels: list[Axes]) -> None:
+    """One legend for all panels, above them."""
+    named = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        named.values(), named, frameon=False, ncols=2, loc="outside upper left", fontsize=8
+    )
+
+
+def front(axes: Axes, here: list[dict[str, Any]], published: set[str]) -> None:
     """Final validation loss against the bytes of state of the projected matrices.
 
-    Names stand where there is room, and in the table all of them.
+    Names of ``published`` methods stand where there is room, and in the table all of them.
     """
     named: list[tuple[float, float]] = []
     for line in sorted(here, key=lambda line: (line["method"] in SHOWN, line["eval_loss"])):
         method, loss = line["method"], line["eval_loss"]
         place = max(line["matrix_state_bytes"], NO_STATE) / 1e6
-        label, colour = SHOWN.get(method, (None, "#777777"))
+        label, colour = SHOWN.get(method, (None, "#777777" if method in published else "#cccccc"))
         axes.errorbar(
             place, loss, line["spread"] or 0, fmt="o", color=colour, elinewidth=1, label=label
         )
-        if method not in SHOWN and all(
+        if method in published - set(SHOWN) and all(
             abs(math.log(x / place)) > math.log(4) or abs(y - loss) > LINE for x, y in named
         ):
             named.append((place, loss))

@@ -61,11 +61,12 @@ def test_any_container(build):
 
 
 def sharded_metadata(optimizer):
-    """The paths of state leaves that carry a sharding, with it."""
+    """The paths of state leaves that carry a sharding, with it; Flax 0.12.0 calls it otherwise."""
     return {
-        "/".join(map(str, path)): variable.get_metadata()["out_sharding"]
+        "/".join(map(str, path)): variable.get_metadata()[name]
         for path, variable in nnx.to_flat_state(nnx.state(optimizer))
-        if variable.get_metadata().get("out_sharding")
+        for name in ("out_sharding", "sharding_names")
+        if variable.get_metadata().get(name)
     }
 
 
