@@ -29,7 +29,7 @@ from experiments.reproduce.store import PUBLISHED, TABLES, Store
 
 def main() -> None:
     """Trains what the command line asks for, as long as there is time."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("experiments.reproduce", description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--sizes", default="200k", help=f"some of {', '.join(SIZES)}")
     parser.add_argument("--methods", help="some of the table's, by default all")
