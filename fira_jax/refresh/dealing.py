@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.lax import with_sharding_constraint
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
+
+from fira_jax.mesh_axes import known_mesh
 
 Read = Callable[[Any], jax.Array]
 """``where -> matrix``."""
@@ -36,8 +38,8 @@ def dealt_out(read: Read, find: Find, where: Any, old: Any, due: jax.Array) -> A
     whole on one: a device receives as much as one matrix, or two. The last round is filled up with
     such that are not due. Without a mesh of automatic axes (``jax.set_mesh``) nothing is dealt out.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto}:
+    mesh = known_mesh()
+    if mesh is None:
         return one_by_one(read, find, where, old, due)
     names = mesh.axis_names
     rounds = -(-len(due) // mesh.size)

@@ -16,6 +16,7 @@ import numpy as np
 from fira_jax.basis.protocol import Basis
 from fira_jax.matrix_view import MatrixView
 from fira_jax.refresh.dealing import Find, Read, dealt_out, one_by_one
+from fira_jax.whole_matrices import in_parts
 
 
 def replace_bases(
@@ -148,7 +149,8 @@ class _Stacks:
 
         def branch(members: tuple[int, ...]) -> Any:
             shape = self.views[members[0]].matrix_shape
-            stack = jnp.concatenate([matrices[i].reshape(-1, *shape) for i in members])
+            pieces = [matrices[i].reshape(-1, *shape) for i in members]
+            stack = pieces[0] if len(pieces) == 1 else jnp.concatenate(list(map(in_parts, pieces)))
             return lambda place: self.views[members[0]].canonical(stack[place])
 
         branches = list(map(branch, self.members))

@@ -16,7 +16,8 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fira_jax.low_rank import LowRank
-from fira_jax.sharding.split import Split, axes_of, spec
+from fira_jax.mesh_axes import axes_of, spec
+from fira_jax.sharding.split import Split
 from fira_jax.sharding.state import state_shardings
 from fira_jax.subspace import Subspace
 from fira_jax.trees import Params, is_leaf, unbox

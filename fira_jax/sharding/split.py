@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,10 +9,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from fira_jax.matrix_view import MatrixView
+from fira_jax.mesh_axes import Axes, spec
 from fira_jax.subspace import Subspace
-
-Axes = tuple[str, ...]
-"""The mesh axes that split one dimension of an array."""
 
 
 class Split(NamedTuple):
@@ -72,21 +69,3 @@ class Split(NamedTuple):
             return spec(mesh, x.shape, self.part(node.view, x.shape, basis=field == "basis"))
 
         return jax.tree_util.tree_map_with_path(one, node)
-
-
-def axes_of(sharding: PartitionSpec, ndim: int) -> list[Axes]:
-    """The mesh axes of each of ``ndim`` dimensions."""
-    entries = [*sharding, *[None] * (ndim - len(sharding))]
-    return [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
-
-
-def spec(mesh: Mesh | AbstractMesh, shape: Sequence[int], axes: Sequence[Axes]) -> PartitionSpec:
-    """The ``PartitionSpec`` of these axes; of each dimension as many as divide it together."""
-    kept = [_dividing(mesh, size, names) for size, names in zip(shape, axes, strict=True)]
-    return PartitionSpec(*(names[0] if len(names) == 1 else names or None for names in kept))
-
-
-def _dividing(mesh: Mesh | AbstractMesh, size: int, axes: Axes) -> Axes:
-    while size % math.prod(mesh.shape[name] for name in axes):
-        axes = axes[:-1]
-    return axes

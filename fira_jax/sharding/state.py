@@ -8,7 +8,8 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fira_jax.sharding.split import Split, axes_of, spec
+from fira_jax.mesh_axes import axes_of, spec
+from fira_jax.sharding.split import Split
 from fira_jax.state_owners import Owned, owned_state
 from fira_jax.trees import Params, unbox
 

@@ -31,11 +31,11 @@ from fira_jax.trees import (
     Params,
     finite_entries,
     is_leaf,
-    map_leaves,
     require_same_leaves,
     stateless,
     traced_once,
 )
+from fira_jax.whole_matrices import on_whole_matrices
 
 
 class LowRankProjectState(NamedTuple):
@@ -214,9 +214,7 @@ def project_back(
 
 @on_any_mesh
 def _lift_all(normalize: Normalization | None) -> optax.GradientTransformationExtraArgs:
-    def lift(node: Any) -> Any:
-        if not isinstance(node, Subspace):
-            return node
+    def lift(node: Subspace) -> jax.Array:
         parts, inside = [], []
         if node.core is not None:
             inside.append(node.step_scale * node.scale * node.core)
@@ -234,11 +232,22 @@ def _lift_all(normalize: Normalization | None) -> optax.GradientTransformationEx
         if inside:
             parts.append(node.view.lift(node.basis, functools.reduce(jnp.add, inside)))
         whole = functools.reduce(jnp.add, parts)
-        if normalize is not None:
-            whole = normalize(whole.astype(node.raw.dtype))
+        return whole if normalize is None else whole.astype(node.raw.dtype)
+
+    def leave(node: Subspace, whole: jax.Array) -> jax.Array:
         return node.view.from_matrix(whole.astype(node.matrix.dtype))
 
-    return stateless(lambda updates: map_leaves(lift, updates))
+    def lift_all(updates: optax.Updates) -> optax.Updates:
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
+        nodes = {i: x for i, x in enumerate(leaves) if isinstance(x, Subspace)}
+        wholes = list(map(traced_once(lift, list(nodes.values())), nodes.values()))
+        if normalize is not None:
+            wholes = on_whole_matrices(normalize, wholes)
+        for (i, node), whole in zip(nodes.items(), wholes, strict=True):
+            leaves[i] = leave(node, whole)
+        return jax.tree.unflatten(treedef, leaves)
+
+    return stateless(lift_all)
 
 
 def _finite(leaf: Any) -> Any:

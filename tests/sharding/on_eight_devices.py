@@ -159,6 +159,14 @@ def nnx_optimizer(mesh) -> None:
         assert np.isfinite(np.asarray(model.stack[...])).all()
 
 
+def sizes_of_all_gathers(compiled) -> list[int]:
+    """Numbers in the result of each all-gather of a compiled program."""
+    return [
+        int(np.prod([int(n) for n in dims.split(",") if n]))
+        for dims in re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", compiled.as_text())
+    ]
+
+
 def refresh_gathers_no_matrix(mesh) -> None:
     """The largest all-gather of a step with a refresh is far below a gradient matrix."""
     a, b, rank = 128, 256, 8
@@ -191,11 +199,7 @@ def refresh_gathers_no_matrix(mesh) -> None:
             state_shardings,
         )
         step = jax.jit(tx.update, out_shardings=(shardings, state_shardings))
-        text = step.lower(params, state, params).compile().as_text()
-        gathered = [
-            int(np.prod([int(n) for n in dims.split(",") if n]))
-            for dims in re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
-        ]
+        gathered = sizes_of_all_gathers(step.lower(params, state, params).compile())
         assert gathered, layout
         # Not counting layers: coordinates of all three are gathered at once.
         assert max(gathered) <= 3 * rank * b < a * a / 2, (layout, max(gathered))
@@ -233,6 +237,36 @@ def exact_svd_is_dealt_out(mesh) -> None:
     assert "all-gather" not in text, "a matrix is gathered"
 
 
+def whole_updates_are_dealt_out(mesh) -> None:
+    """On a known mesh no device gathers what is orthogonalized, nor single matrices' gradients."""
+    a, b, rank = 128, 256, 8
+    across, along = P("fsdp", "tensor"), P("tensor", "fsdp")
+    singles = {f"{name}{i}": (a, a) for name in "qo" for i in range(3)}
+    shapes = {"up": (3, a, b), "down": (3, b, a), **singles}
+    specs = {"up": P(None, *across), "down": P(None, *along)}
+    specs |= {name: across if name[0] == "q" else along for name in singles}
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    grads = {
+        name: jax.random.normal(jax.random.key(i), shape)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    tx = fira_jax.fira_orthogonal(
+        LEARNING_RATE, rank, weight_dimension_numbers=fira_jax.match_paths()
+    )
+    state = tx.init(grads)
+    expected, _ = jax.jit(tx.update)(grads, state, grads)
+    state_shardings = fira_jax.state_shardings(tx, grads, shardings)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put((grads, state, grads), (shardings, state_shardings, shardings))
+        step = jax.jit(tx.update, out_shardings=(shardings, state_shardings))
+        compiled = step.lower(*spread).compile()
+        found, _ = compiled(*spread)
+    for name, update in expected.items():
+        np.testing.assert_allclose(found[name], update, atol=5e-3 * np.abs(update).max())
+    # Coordinates of all three layers of a stack are gathered at once, as in any step of Fira.
+    assert max(sizes_of_all_gathers(compiled)) <= 3 * rank * b < a * a / 2
+
+
 def memory_is_what_each_device_has(mesh) -> None:
     """The bytes that are predicted for a device are those of the arrays it holds."""
     adam = fira_jax.precision.quantize_state(optax.scale_by_adam())
@@ -261,6 +295,7 @@ CHECKS = (
     nnx_optimizer,
     refresh_gathers_no_matrix,
     exact_svd_is_dealt_out,
+    whole_updates_are_dealt_out,
     memory_is_what_each_device_has,
 )
 
