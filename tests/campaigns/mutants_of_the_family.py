@@ -294,6 +294,14 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("layer_by_layer/micro_batches.py", "layer_by_layer/test_layerwise.py"): [
         ("last micro-batch only", "t + g.astype(t.dtype)", "g.astype(t.dtype)"),
     ],
+    ("whole_matrices.py", "sharding/test_sharding.py"): [
+        ("each stack's second matrix where its end was", "start += len(part)", "start += 1"),
+        (
+            "matrices straight from two split sides to whole",
+            "sides = [(), names]",
+            "sides = [(), ()]",
+        ),
+    ],
     ("sharding/split.py", "sharding/test_sharding.py"): [
         ("rank split", "inside = [(), b + a]", "inside = [b + a, ()]"),
         ("basis whole where devices could share it", "inside = [a + b, ()]", "inside = [a, ()]"),
@@ -412,14 +420,14 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("a step without its last term", "+ c * gram @ gram", ""),
     ],
     ("transforms/normalize.py", "methods/test_fira_orthogonal.py"): [
-        ("size by the shorter side", "max(x.shape[-2:]) ** 0.5", "min(x.shape[-2:]) ** 0.5"),
+        ("orthogonal by the shorter side", "max(x.shape[-2:]) ** 0.5", "min(x.shape[-2:]) ** 0.5"),
     ],
     ("transforms/project.py", "methods/test_fira_orthogonal.py"): [
         ("the update leaves as it is", "if normalize is not None:", "if False:"),
     ],
     ("methods/fira_orthogonal.py", "methods/test_fira_orthogonal.py"): [
-        ("no residual", "        fira_residual_scale(),\n", ""),
-        ("another size", "direction(x) * consistent_rms", "direction(x)"),
+        ("orthogonalized Fira without its residual", "        fira_residual_scale(),\n", ""),
+        ("orthogonalized Fira of another size", "direction(x) * consistent_rms", "direction(x)"),
     ],
     ("transforms/orthogonalization.py", "transforms/test_orthogonalization.py"): [
         ("size by the shorter side", "0.2 * max(m, n) ** 0.5", "0.2 * min(m, n) ** 0.5"),
