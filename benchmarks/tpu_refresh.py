@@ -50,8 +50,8 @@ OPTIMIZERS = {  # and the basis of Fira: its class and arguments
 PRODUCTS = ("[2048, 2048] by [2048, 512]", "[512, 512] by [512, 512]", "y (y^T y), y [2048, 512]")
 PRECISIONS = ("default", "high", "highest")  # one, three and six passes in bfloat16
 CYCLES = r'"estimated_cycles":"(\d+)"'
-UNKNOWN = 2**63
-"""What is written for a kernel that the compiler has no estimate of is larger."""
+UNKNOWN = 2**63 - 1
+"""What is written for a kernel that the compiler has no estimate of."""
 Program = tuple[Any, tuple[Any, ...]]
 """A function and abstract arguments."""
 

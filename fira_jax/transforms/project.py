@@ -31,6 +31,7 @@ from fira_jax.trees import (
     Params,
     finite_entries,
     is_leaf,
+    map_leaves,
     require_same_leaves,
     stateless,
     traced_once,
@@ -214,7 +215,9 @@ def project_back(
 
 @on_any_mesh
 def _lift_all(normalize: Normalization | None) -> optax.GradientTransformationExtraArgs:
-    def lift(node: Subspace) -> jax.Array:
+    def lift(node: Any) -> Any:
+        if not isinstance(node, Subspace):
+            return node
         parts, inside = [], []
         if node.core is not None:
             inside.append(node.step_scale * node.scale * node.core)
@@ -234,17 +237,15 @@ def _lift_all(normalize: Normalization | None) -> optax.GradientTransformationEx
         whole = functools.reduce(jnp.add, parts)
         return whole if normalize is None else whole.astype(node.raw.dtype)
 
-    def leave(node: Subspace, whole: jax.Array) -> jax.Array:
-        return node.view.from_matrix(whole.astype(node.matrix.dtype))
-
     def lift_all(updates: optax.Updates) -> optax.Updates:
-        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_leaf)
-        nodes = {i: x for i, x in enumerate(leaves) if isinstance(x, Subspace)}
-        wholes = list(map(traced_once(lift, list(nodes.values())), nodes.values()))
+        leaves, treedef = jax.tree.flatten(map_leaves(lift, updates), is_leaf=is_leaf)
+        before = jax.tree.leaves(updates, is_leaf=is_leaf)
+        nodes = {i: x for i, x in enumerate(before) if isinstance(x, Subspace)}
+        wholes = [leaves[i] for i in nodes]
         if normalize is not None:
             wholes = on_whole_matrices(normalize, wholes)
         for (i, node), whole in zip(nodes.items(), wholes, strict=True):
-            leaves[i] = leave(node, whole)
+            leaves[i] = node.view.from_matrix(whole.astype(node.matrix.dtype))
         return jax.tree.unflatten(treedef, leaves)
 
     return stateless(lift_all)
