@@ -242,8 +242,8 @@ def whole_updates_are_dealt_out(mesh) -> None:
     a, b, rank = 128, 256, 8
     across, along = P("fsdp", "tensor"), P("tensor", "fsdp")
     singles = {f"{name}{i}": (a, a) for name in "qo" for i in range(3)}
-    shapes = {"up": (3, a, b), "down": (3, b, a), **singles}
-    specs = {"up": P(None, *across), "down": P(None, *along)}
+    shapes = {"gate": (2, a, b), "up": (3, a, b), "down": (3, b, a), **singles}
+    specs = {"gate": P(None, *along), "up": P(None, *across), "down": P(None, *along)}
     specs |= {name: across if name[0] == "q" else along for name in singles}
     shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
     grads = {
