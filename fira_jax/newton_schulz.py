@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 from fira_jax.norms import root
 
 
+# Jitted so that an update that is not inside a jit compiles the loop once, not at every step.
+@functools.partial(jax.jit, static_argnames="rounds")
 def quintic(x: jax.Array, rounds: int) -> jax.Array:
     r"""Brings the singular values of each matrix ``[..., r, b]`` to about one.
 

@@ -133,7 +133,7 @@ def scale_by_adam_in_subspace(
             if node is not None and low_rank.moments == "reset":
                 m, v = (jnp.where(age == 1, 0, x) for x in (m, v))
             elif node is not None and node.rotation is not None:
-                m, v = _carry(node, m, v, before)
+                m, v = _carry(node.rotation, node.refreshed, m, v, before)
             m, v = _averages(grad, m, v, b1, b2)
             corrections = inside if node is not None else outside
             core, denominator, correction = _direction(m, v, corrections, eps, bias_correction)
@@ -231,8 +231,11 @@ def _require_dtypes(mu_dtype: Any, nu_dtype: Any) -> None:
             require_float_dtype(name, dtype)
 
 
+# Jitted so that an update that is not inside a jit compiles the choice once, not at every step.
+@jax.jit
 def _carry(
-    node: Subspace,
+    turn: jax.Array,
+    refreshed: jax.Array,
     m: jax.Array,
     v: jax.Array,
     corrections: tuple[jax.Array, jax.Array] | None,
@@ -242,8 +245,6 @@ def _carry(
     With the ``corrections`` of their bias, the second moment is carried by parts: the variance
     and the mean.
     """
-    turn = node.rotation
-    assert turn is not None
 
     def carried() -> tuple[jax.Array, jax.Array]:
         if corrections is None:
@@ -254,4 +255,4 @@ def _carry(
         variance = jnp.square(turn) @ (second - jnp.square(mean))
         return turn @ m, of_v * jnp.abs(variance + jnp.square(turn @ mean))
 
-    return jax.lax.cond(jnp.any(node.refreshed), carried, lambda: (m, v))
+    return jax.lax.cond(jnp.any(refreshed), carried, lambda: (m, v))

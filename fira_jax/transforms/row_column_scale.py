@@ -61,14 +61,8 @@ def scale_rows_and_columns(
             largest = jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True)
             # Scaled, or the fourth powers in the rounds leave the range of float32.
             squares = jnp.square(_divide(wide, largest))
-
-            def fit(_: Any, factors: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-                _, q = factors
-                s = _divide(squares @ q.mT, jnp.sum(jnp.square(q), axis=-1, keepdims=True))
-                return s, _divide(s.mT @ squares, jnp.sum(jnp.square(s), axis=-2, keepdims=True))
-
-            ones = jnp.ones_like(inputs), jnp.ones_like(outputs)
-            s, q = jax.lax.fori_loop(0, rounds, fit, ones)
+            start = squares, jnp.ones_like(inputs), jnp.ones_like(outputs)
+            _, s, q = jax.lax.fori_loop(0, rounds, _fit, start)
             s = s * jnp.square(largest)
             known = largest > 0  # a zero gradient says nothing about sizes
             inputs = jnp.where(known, decay * inputs + (1 - decay) * s, inputs)
@@ -83,6 +77,13 @@ def scale_rows_and_columns(
         return updates, ScaleRowsAndColumnsState(*kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _fit(_: Any, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """One round towards ``s q^T`` nearest to ``squares``; compiled once, also outside a jit."""
+    squares, _, q = found
+    s = _divide(squares @ q.mT, jnp.sum(jnp.square(q), axis=-1, keepdims=True))
+    return squares, s, _divide(s.mT @ squares, jnp.sum(jnp.square(s), axis=-2, keepdims=True))
 
 
 def _divide(x: jax.Array, y: jax.Array) -> jax.Array:

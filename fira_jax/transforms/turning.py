@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,11 +48,11 @@ class Turn:
 
     def means(self, tree: Any) -> Any:
         r"""What is linear in the gradient, such as a momentum: :math:`M \leftarrow T M`."""
-        return self.each(lambda turn, m: turn @ m, tree)
+        return self.each(_turned, tree)
 
     def squares(self, tree: Any) -> Any:
         r"""Averages of squares: :math:`V \leftarrow (T \circ T) V`, which stay non-negative."""
-        return self.each(lambda turn, v: jnp.square(turn) @ v, tree)
+        return self.each(_turned_squares, tree)
 
     def each(self, f: Callable[[jax.Array, jax.Array], jax.Array], tree: Any) -> Any:
         """Anything else, by ``f(T, x)`` of the array of each projected parameter.
@@ -67,12 +68,30 @@ class Turn:
         def one(node: Any, x: jax.Array) -> tuple[Any, jax.Array]:
             if not isinstance(node, Subspace) or node.rotation is None:
                 return node, x
-            turn = node.rotation
-            wide = x.astype(jnp.promote_types(x.dtype, turn.dtype))
-            turned = lambda: f(turn.astype(wide.dtype), wide).astype(x.dtype)  # noqa: E731
-            return node, jax.lax.cond(jnp.any(node.refreshed), turned, lambda: x)
+            return node, _turned_if(f, node.refreshed, node.rotation, x)
 
         return map_leaves(one, self.nodes, tree)[1]
+
+
+def _turned(turn: jax.Array, m: jax.Array) -> jax.Array:
+    return turn @ m
+
+
+def _turned_squares(turn: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.square(turn) @ v
+
+
+# Jitted so that an update that is not inside a jit compiles the choice once, not at every step.
+@functools.partial(jax.jit, static_argnums=0)
+def _turned_if(
+    f: Callable[[jax.Array, jax.Array], jax.Array],
+    refreshed: jax.Array,
+    turn: jax.Array,
+    x: jax.Array,
+) -> jax.Array:
+    wide = x.astype(jnp.promote_types(x.dtype, turn.dtype))
+    turned = lambda: f(turn.astype(wide.dtype), wide).astype(x.dtype)  # noqa: E731
+    return jax.lax.cond(jnp.any(refreshed), turned, lambda: x)
 
 
 def turn_state(state: Any, turn: Turn) -> Any:

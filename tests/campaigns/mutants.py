@@ -104,8 +104,8 @@ MUTANTS = [
     Mutant(
         "moments carried between refreshes instead of at them",
         "transforms/adam.py",
-        "jax.lax.cond(jnp.any(node.refreshed), carried",
-        "jax.lax.cond(~jnp.any(node.refreshed), carried",
+        "jax.lax.cond(jnp.any(refreshed), carried",
+        "jax.lax.cond(~jnp.any(refreshed), carried",
     ),
     Mutant(
         "rotation from the new basis to the old",

@@ -404,11 +404,11 @@ CHANGES: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("rows standardized for columns", 'standardize("input")', 'standardize("output")'),
     ],
     ("transforms/turning.py", "transforms/test_turning.py"): [
-        ("means turned back", "lambda turn, m: turn @ m", "lambda turn, m: turn.mT @ m"),
+        ("means turned back", "return turn @ m", "return turn.mT @ m"),
         (
             "squares turned as means are",
-            "lambda turn, v: jnp.square(turn) @ v",
-            "lambda turn, v: turn @ v",
+            "return jnp.square(turn) @ v",
+            "return turn @ v",
         ),
     ],
     ("newton_schulz.py", "transforms/test_orthogonalization.py"): [

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from family import VARIANTS, build, gradients
 from optax.contrib import MuonDimensionNumbers
-from support import Kept, compilations, normal
+from support import Kept, compilations
 
 import fira_jax
 
@@ -148,17 +149,27 @@ def test_second_step_does_not_trace_again(method):
     assert len(traces) == len(compiled) == 1
 
 
-def test_update_outside_a_jit_compiles_its_refresh_once():
-    tx = fira_jax.fira(0.1, 2, 1)
-    grads = jnp.asarray(normal(0, 6, 8))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_update_outside_a_jit_compiles_everything_once(variant):
+    """Loops and choices too, which JAX knows again only by the functions they are made of."""
+    tx, grads = build(variant), gradients(variant, 0)
     state = tx.init(grads)
-    with compilations() as at_first:
-        _, state = tx.update(grads, state, grads)
-    with compilations() as later:
-        for _ in range(3):
+
+    def steps(state, count):
+        for _ in range(count):
             _, state = tx.update(grads, state, grads)
-    assert at_first
+        return state
+
+    state = steps(state, 4)  # with and without a refresh
+    with compilations() as later:
+        steps(state, 4)
     assert not later
+
+
+def test_a_compilation_is_noticed():
+    with compilations() as compiled:
+        jax.jit(lambda x: x + 1)(jnp.ones(3))
+    assert compiled
 
 
 def avals(tree: Any) -> list[Any]:
@@ -232,9 +243,11 @@ def test_step_costs_two_products(m, n, layers, method):
 @pytest.mark.parametrize("shape", [(512, 1024), (1024, 512)])
 @pytest.mark.parametrize("method", [fira_jax.fira, fira_jax.galore])
 def test_step_has_no_full_size_temporary(shape, method):
-    """The update is the only array of the weight's size; those of the subspace are a twentieth."""
+    """The update is the only array of the weight's size."""
     tx = method(0.1, 8, basis=Kept())
     params = jax.ShapeDtypeStruct(shape, jnp.float32)
     compiled = lowered(tx, params).compile()
     full = 4 * np.prod(shape)
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * full
+    # The compiler of JAX 0.8 keeps a little more of the subspace.
+    share = 0.05 if jax.__version_info__ >= (0, 10) else 0.06
+    assert compiled.memory_analysis().temp_size_in_bytes < share * full

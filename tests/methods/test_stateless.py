@@ -102,6 +102,8 @@ def expected_updates(method, name, grads):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_trajectory_is_the_published_one(method):
+    # SWAN's iteration loses more of float32 in what JAX 0.8 makes of it.
+    tolerance = 2e-4 if jax.__version_info__ >= (0, 10) else 3e-4
     grads = gradients()
     tx = METHODS[method](RATE, weight_decay=DECAY, weight_dimension_numbers=NUMBERS)
     params = {name: normal(50, *shape) for name, shape in SHAPES.items()}
@@ -113,7 +115,9 @@ def test_trajectory_is_the_published_one(method):
         ):
             expected = moved - RATE * DECAY * weight
             largest = np.abs(expected).max()
-            np.testing.assert_allclose(actual, expected, rtol=0, atol=3e-4 * largest, err_msg=name)
+            np.testing.assert_allclose(
+                actual, expected, rtol=0, atol=tolerance * largest, err_msg=name
+            )
             weight = weight + actual
 
 
