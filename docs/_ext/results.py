@@ -82,7 +82,7 @@ class Evidence(SphinxDirective):
         wanted = [f"method={self.arguments[0]}", "size=1m", "at_rank=16"]
         for row in selected(rows, wanted, [])[:1]:
             spread = f" ± {row['spread']:.3f}" if row["spread"] is not None else ""
-            seeds = f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}"
+            seeds = "one seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
             text = (
                 f"Loss {row['eval_loss']:.3f}{spread}, {seeds}, {row['ms_per_step']:.0f} ms a step"
             )

@@ -70,8 +70,8 @@ ENCODER = SETTINGS | {
     "warmup_steps": 10,
 }
 MODELS = {"smollm2_135m": SETTINGS, "minilm": ENCODER}
-# Where the search begins. It saves runs; and LoRA-GA learns nothing on the encoder at ten times its
-# rate, where all rates are alike and nothing leads downhill.
+# Where the search begins. It saves runs; and where LoRA-GA learns nothing on the encoder, from five
+# times its rate on, all rates are alike and nothing leads downhill.
 FIRST_GUESS = {
     "smollm2_135m": {"adamw": 5e-5, "lora_sb": 5e-3},
     "minilm": {"adamw": 5e-4, "apollo": 5e-4, "lora_ga": 3e-4},
