@@ -35,6 +35,7 @@ from experiments.files import write_atomically
 from experiments.training.interrupt import RESUME_ME
 from experiments.training.metrics import read_metrics
 from tests.experiments.tiny_run import write_inputs
+from tests.xla_flags import xla_flags
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "chaos.json"
@@ -84,7 +85,7 @@ class Chaos:
     def start(self, name: str, *flags: str, devices: int = 1, largest: int = 0) -> subprocess.Popen:
         """A process that trains, or goes on; files above ``largest`` bytes can't be written."""
         mesh = [f"--mesh=fsdp={devices}"] if devices > 1 else []
-        xla = f"--xla_force_host_platform_device_count={devices}"
+        xla = xla_flags(f"--xla_force_host_platform_device_count={devices}")
 
         command = [sys.executable, "-m", "experiments.pretrain", *self.flags, *mesh, *flags]
         process = subprocess.Popen(

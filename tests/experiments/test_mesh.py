@@ -22,6 +22,7 @@ from experiments.training.metrics import read_metrics
 from experiments.training.optimizers import build_optimizer
 from experiments.training.step import make_init, make_state_shardings
 from tests.experiments.tiny_run import write_inputs
+from tests.xla_flags import xla_flags
 
 DEVICES = (
     "--xla_force_host_platform_device_count={} "
@@ -121,7 +122,7 @@ def test_two_processes_of_four_devices_have_the_losses_of_one_device(tmp_path):
     both = [
         subprocess.Popen(
             [*command, "--mesh=fsdp=4,tensor=2", f"--distributed={address},2,{index}"],
-            env=os.environ | {"XLA_FLAGS": DEVICES.format(4), "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"XLA_FLAGS": xla_flags(DEVICES.format(4)), "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -159,7 +160,8 @@ def test_one_of_two_processes_is_killed_and_the_run_goes_on(tmp_path):
                     "--mesh=fsdp=4,tensor=2",
                     f"--distributed={address},2,{index}",
                 ],
-                env=os.environ | {"XLA_FLAGS": DEVICES.format(4), "JAX_PLATFORMS": "cpu"},
+                env=os.environ
+                | {"XLA_FLAGS": xla_flags(DEVICES.format(4)), "JAX_PLATFORMS": "cpu"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -230,7 +232,7 @@ for sizes in ((2, 2, 1), (1, 1, 2), (1, 1, 1)):
 def test_a_checkpoint_of_eight_devices_restores_on_four_two_and_one(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", CHECKPOINT, str(tmp_path / "checkpoints")],
-        env=os.environ | {"XLA_FLAGS": DEVICES.format(8), "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": xla_flags(DEVICES.format(8)), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 import fira_jax
 from benchmarks import eight_devices
 from experiments.training.optimizers import OPTIMIZERS
+from tests.xla_flags import xla_flags
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
@@ -76,7 +77,7 @@ def test_a_transformation_may_be_asked_twice():
 def test_eight_devices_do_what_one_does(kind):
     done = subprocess.run(
         [sys.executable, "-W", "error", str(SCRIPT), kind],
-        env=os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": xla_flags(FLAGS), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fira_jax.transforms import choose_options, choose_ranks, power_sgd_mean
+from tests.xla_flags import xla_flags
 
 RNG = np.random.default_rng(1)
 DEVICES, M, N, RANK = 4, 6, 10, 2
@@ -106,7 +107,7 @@ def test_impossible_arguments(make, message):
 def test_bytes_on_the_wire_of_eight_devices():
     """Of the compiled program: all-reduces of two thin factors instead of the gradient."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": xla_flags("--xla_force_host_platform_device_count=8"),
         "JAX_PLATFORMS": "cpu",
     }
     script = Path(__file__).with_name("power_sgd_on_eight_devices.py")
