@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fira_jax.basis.products import product
 from fira_jax.basis.protocol import canonical_signs
 from fira_jax.basis.svd import Svd
 from fira_jax.random_bits import hashed, words_of
@@ -58,9 +59,9 @@ class Randomized(Svd):
         with jax.default_matmul_precision("float32"):
             seed = words_of(key)
             columns = min(rank + self.oversample, *grad.shape)
-            span = grad @ random_uniform(seed, (grad.shape[1], columns), grad.dtype)
+            span = product(grad, random_uniform(seed, (grad.shape[1], columns), grad.dtype))
             for _ in range(self.power_iterations):
-                span = grad @ (grad.T @ _divide_by_gram_root(span))
+                span = product(grad, product(grad.T, _divide_by_gram_root(span)))
             leading = orthonormalize(span, ~seed)
             if self.oversample:
                 within = leading.T @ grad
@@ -114,7 +115,7 @@ def _divide_by_gram_root(span: jax.Array, last: jax.typing.ArrayLike = False) ->
     instead of not at all, and longer with every pass.
     """
     k = span.shape[1]
-    gram = span.T @ span
+    gram = product(span.T, span)
     trace, of = jnp.trace(gram), jnp.finfo(span.dtype)
     shift = jnp.maximum(4 * of.eps * jnp.where(last, trace / k, trace), of.tiny)
     factor = jax.lax.linalg.cholesky(
@@ -125,4 +126,4 @@ def _divide_by_gram_root(span: jax.Array, last: jax.typing.ArrayLike = False) ->
     inverse = jax.lax.linalg.triangular_solve(
         factor, jnp.eye(k, dtype=span.dtype), left_side=True, lower=True
     )
-    return span @ inverse.T
+    return product(span, inverse.T)

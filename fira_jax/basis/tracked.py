@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fira_jax.basis.products import product
 from fira_jax.basis.protocol import Basis
 from fira_jax.basis.randomized import Randomized, cholesky_qr
 from fira_jax.basis.svd import Svd, require_vectors
@@ -79,7 +80,7 @@ class PowerIteration(Tracked):
 
     def move(self, grad: jax.Array, basis: jax.Array) -> jax.Array:  # noqa: D102
         with jax.default_matmul_precision("float32"):
-            span = grad @ (grad.T @ basis)
+            span = product(grad, product(grad.T, basis))
             span = span / jnp.sqrt(jnp.mean(jnp.sum(jnp.square(span), axis=0)))
             return cholesky_qr(span + jnp.sqrt(jnp.finfo(span.dtype).eps) * basis)
 

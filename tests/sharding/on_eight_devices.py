@@ -262,7 +262,9 @@ def whole_updates_are_dealt_out(mesh) -> None:
         compiled = step.lower(*spread).compile()
         found, _ = compiled(*spread)
     for name, update in expected.items():
-        np.testing.assert_allclose(found[name], update, atol=5e-3 * np.abs(update).max())
+        # Newton-Schulz lifts small singular values, and what rounding makes of them; another
+        # matrix's update would be off by all of its size.
+        np.testing.assert_allclose(found[name], update, atol=0.02 * np.abs(update).max())
     # Coordinates of all three layers of a stack are gathered at once, as in any step of Fira.
     assert max(sizes_of_all_gathers(compiled)) <= 3 * rank * b < a * a / 2
 
@@ -288,6 +290,27 @@ def memory_is_what_each_device_has(mesh) -> None:
             assert size == held, (tx, size, held)
 
 
+def a_large_rank_is_traced_for_any_platform(mesh) -> None:
+    """Blocks of columns, as a TPU takes them, are traced everywhere, explicit axes or not."""
+    gate = jax.ShapeDtypeStruct((2, 768, 1024), jnp.float32)
+    shardings = NamedSharding(mesh, P(None, "fsdp", "tensor"))
+    for basis in ("oja", "randomized", fira_jax.basis.PowerIteration()):
+        tx = fira_jax.fira(
+            LEARNING_RATE, 256, basis=basis, weight_dimension_numbers=fira_jax.match_paths()
+        )
+        state = jax.eval_shape(tx.init, gate)
+        state_shardings = fira_jax.state_shardings(tx, gate, shardings)
+        with jax.set_mesh(mesh):
+            spread = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                (gate, state, gate),
+                (shardings, state_shardings, shardings),
+            )
+            step = jax.jit(tx.update, out_shardings=(shardings, state_shardings))
+            for platform in ("cpu", "tpu"):
+                step.trace(*spread).lower(lowering_platforms=(platform,))
+
+
 CHECKS = (
     fira,
     galore_with_traced_hyperparameters,
@@ -296,6 +319,7 @@ CHECKS = (
     refresh_gathers_no_matrix,
     exact_svd_is_dealt_out,
     whole_updates_are_dealt_out,
+    a_large_rank_is_traced_for_any_platform,
     memory_is_what_each_device_has,
 )
 
