@@ -17,11 +17,13 @@ with = $(VENV)/.installed-$(1)
 # Most of the time goes into compiling, which uses one core: two processes, whole files to each, so
 # that what a file compiles or computes once it does not do twice. One LAPACK thread in each: several
 # wait for one another on a busy machine, see benchmarks/lapack_threads.py.
-ON_CPU := JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1
+# Bytecode is kept, even where containers are told not to: a process that a test starts would take
+# twice as long to import what it needs.
+ON_CPU := JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 SPREAD := --numprocesses 2 --dist loadfile
 # What was compiled is kept: from the second run on, the tests take about half as long.
 KEPT := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.compiled_cache JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
-	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 # XLA's older way of making a CPU's kernels, not optimized: it compiles in a third of the time. The
 # same programs as users compile them are what test-heart, test-oldest and test-newest run.
 SIMPLY := XLA_FLAGS='--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
