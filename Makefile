@@ -15,13 +15,14 @@ BIN := $(VENV)/bin
 with = $(VENV)/.installed-$(1)
 
 # Most of the time goes into compiling, which uses one core: two processes, whole files to each, so
-# that what a file compiles or computes once it does not do twice. One LAPACK thread in each: several
-# wait for one another on a busy machine, see benchmarks/lapack_threads.py.
+# that what a file compiles or computes once it does not do twice, and in the order of their names:
+# reordered, files of few and long tests come last. One LAPACK thread in each: several wait for one
+# another on a busy machine, see benchmarks/lapack_threads.py.
 # Bytecode is kept, even where containers are told not to: a process that a test starts would take
 # twice as long to import what it needs.
 ON_CPU := JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
-SPREAD := --numprocesses 2 --dist loadfile
-# What was compiled is kept: from the second run on, the tests take about half as long.
+SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# What was compiled is kept: from the second run on, the tests take much less time.
 KEPT := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.compiled_cache JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 # XLA's older way of making a CPU's kernels, not optimized: it compiles in a third of the time. The
