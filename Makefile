@@ -25,8 +25,8 @@ SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # What was compiled is kept: from the second run on, the tests take much less time.
 KEPT := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.compiled_cache JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
-# XLA's older way of making a CPU's kernels, not optimized: it compiles in a third of the time. The
-# same programs as users compile them are what test-heart, test-oldest and test-newest run.
+# XLA's older way of making a CPU's kernels, not optimized: it compiles much faster. The same
+# programs as users compile them are what test-heart, test-oldest and test-newest run.
 SIMPLY := XLA_FLAGS='--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 PYTEST := $(ON_CPU) $(KEPT) $(SIMPLY) $(BIN)/python -m pytest $(SPREAD) --doctest-modules \
 	fira_jax experiments tests

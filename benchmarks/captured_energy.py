@@ -8,7 +8,7 @@ gradient's squared norm inside the subspace, the mean over matrices and over all
 without a refresh. "Over svd" compares it with that of the exact SVD of the same gap. Beside it
 stand the products and factorizations of one refresh, counted by running it operation by operation.
 Prints two tables and writes docs/results/captured_energy.json and docs/images/captured_energy.png.
-About five minutes on two cores.
+About three minutes on two cores.
 """
 
 import argparse

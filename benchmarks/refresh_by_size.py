@@ -40,13 +40,12 @@ SIZES = (512, 1024, 2048, 4096)
 RANDOMIZED = fira_jax.basis.Randomized()
 
 
-def gradient(size: int) -> jax.Array:
+def gradient(m: int, n: int) -> jax.Array:
     """A matrix whose i-th singular value falls about as 1 / i."""
-    left, right, noise = (
-        jax.random.normal(key, (size, size)) for key in jax.random.split(jax.random.key(0), 3)
-    )
-    strength = 1 / jnp.arange(1.0, size + 1)
-    return (left * strength) @ right / size + 0.01 * noise / size**0.5
+    keys = jax.random.split(jax.random.key(0), 3)
+    left, right, noise = map(jax.random.normal, keys, ((m, m), (m, n), (m, n)))
+    strength = 1 / jnp.arange(1.0, m + 1)
+    return (left * strength) @ right / m + 0.01 * noise / m**0.5
 
 
 def products(grad: jax.Array) -> jax.Array:
@@ -66,7 +65,7 @@ def seconds(f: Callable[[jax.Array], jax.Array], grad: jax.Array) -> float:
 
 def measure(size: int, rounds: int) -> dict[str, Any]:
     """One row of the table."""
-    grad, key = gradient(size), jax.random.key(1)
+    grad, key = gradient(size, size), jax.random.key(1)
 
     def find(basis: Any) -> Callable[[jax.Array], jax.Array]:
         stored = basis.init(size, RANK, jnp.float32)

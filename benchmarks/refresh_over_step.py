@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from rich.progress import track
 
 import fira_jax
 from benchmarks.printed import print_rows
-from benchmarks.refresh_by_size import RANK, seconds
+from benchmarks.refresh_by_size import RANK, gradient, seconds
 from experiments.files import write_atomically
 
 RESULT = Path("docs/results/refresh_over_step.json")
@@ -36,13 +35,6 @@ BASES: dict[str, fira_jax.basis.Basis] = {
     "randomized, oversample=0": fira_jax.basis.Randomized(oversample=0),
     "randomized": fira_jax.basis.Randomized(),
 }
-
-
-def gradient(m: int, n: int) -> jax.Array:
-    """A matrix whose i-th singular value falls about as 1 / i."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    left, right, noise = map(jax.random.normal, keys, ((m, m), (m, n), (m, n)))
-    return (left / jnp.arange(1.0, m + 1)) @ right / m + 0.01 * noise / m**0.5
 
 
 def measure(basis: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:

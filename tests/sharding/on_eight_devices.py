@@ -246,8 +246,9 @@ def whole_updates_are_dealt_out(mesh) -> None:
     specs = {"gate": P(None, *along), "up": P(None, *across), "down": P(None, *along)}
     specs |= {name: across if name[0] == "q" else along for name in singles}
     shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    # Of a few strong directions: among equal ones rounding would choose.
     grads = {
-        name: jax.random.normal(jax.random.key(i), shape)
+        name: jax.random.normal(jax.random.key(i), shape) / jnp.arange(1.0, shape[-1] + 1)
         for i, (name, shape) in enumerate(shapes.items())
     }
     tx = fira_jax.fira_orthogonal(
@@ -262,9 +263,7 @@ def whole_updates_are_dealt_out(mesh) -> None:
         compiled = step.lower(*spread).compile()
         found, _ = compiled(*spread)
     for name, update in expected.items():
-        # Newton-Schulz lifts small singular values, and what rounding makes of them; another
-        # matrix's update would be off by all of its size.
-        np.testing.assert_allclose(found[name], update, atol=0.02 * np.abs(update).max())
+        np.testing.assert_allclose(found[name], update, atol=5e-4 * np.abs(update).max())
     # Coordinates of all three layers of a stack are gathered at once, as in any step of Fira.
     assert max(sizes_of_all_gathers(compiled)) <= 3 * rank * b < a * a / 2
 
